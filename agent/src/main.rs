@@ -1,0 +1,2 @@
+//! The culvert binary.
+fn main() {}

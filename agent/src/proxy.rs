@@ -1,0 +1,96 @@
+//! What the kernel hands over to userspace: HBONE out of and into enrolled pods.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use culvert_common::{Decision, OriginalDst, Reason};
+
+use crate::identity::SpiffeId;
+
+/// What the proxy asks of the rest of the agent. Implemented by `app`, so that the proxy knows neither the model nor
+/// the maps.
+pub trait Mesh: Send + Sync + 'static {
+    /// The identity that an enrolled workload at `ip` must prove; `None` when no enrolled workload has the address.
+    fn workload_identity(&self, ip: IpAddr) -> Option<SpiffeId>;
+
+    /// `name.namespace.svc.<domain>` of the service with this virtual address, for the `forwarded` header.
+    fn service_host(&self, vip: IpAddr) -> Option<String>;
+
+    /// May `peer` connect to `port` of the local pod at `destination`?
+    fn decide(&self, destination: IpAddr, port: u16, peer: &SpiffeId) -> Decision;
+
+    /// Where the connection from `client` (as accepted on the outbound listener of the namespace with cookie `netns`)
+    /// was going. Taken: a second call finds nothing.
+    fn take_original_dst(&self, netns: u64, client: SocketAddr) -> io::Result<Option<OriginalDst>>;
+
+    /// Makes the app in namespace `netns` see `client` as the peer of the connection that the agent is about to open
+    /// from `local`.
+    fn put_original_src(&self, netns: u64, local: SocketAddr, client: SocketAddr) -> io::Result<()>;
+
+    /// Forgets what [`Mesh::put_original_src`] said, when the connection failed. Missing is no error.
+    fn remove_original_src(&self, netns: u64, local: SocketAddr);
+
+    /// Reports the opening, the refusal or the end of a tunnelled connection.
+    fn report(&self, flow: TunnelFlow);
+}
+
+/// The end of a tunnel that reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// The client's node.
+    Source,
+    /// The server's node.
+    Destination,
+}
+
+/// When a tunnelled connection is reported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Both ends are connected.
+    Opened,
+    /// It was refused or failed; [`TunnelFlow::decision`] says why.
+    Refused,
+    /// It ended.
+    Closed {
+        /// Bytes from client to server.
+        bytes_sent: u64,
+        /// Bytes from server to client.
+        bytes_received: u64,
+        /// Since it was accepted.
+        duration: Duration,
+    },
+}
+
+/// One tunnelled connection, as it is reported.
+#[derive(Clone, Debug)]
+pub struct TunnelFlow {
+    /// Who reports.
+    pub side: Side,
+    /// When.
+    pub stage: Stage,
+    /// The client: the pod's own address and the port of the app's socket.
+    pub client: SocketAddr,
+    /// What the app asked for: a virtual address or the pod's.
+    pub requested: SocketAddr,
+    /// The destination pod.
+    pub target: SocketAddr,
+    /// The client's identity, proven by its certificate at the destination.
+    pub source: Option<SpiffeId>,
+    /// The server's identity, proven by its certificate at the source.
+    pub destination: Option<SpiffeId>,
+    /// The verdict and its reason.
+    pub decision: Decision,
+    /// What went wrong, for people; empty when nothing did.
+    pub error: String,
+}
+
+impl TunnelFlow {
+    /// Turns the flow into a refusal for `reason`, explained by `error`.
+    pub fn refused(mut self, reason: Reason, error: impl std::fmt::Display) -> Self {
+        self.stage = Stage::Refused;
+        self.decision = Decision::refuse(reason);
+        self.error = error.to_string();
+        self
+    }
+}

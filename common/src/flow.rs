@@ -1,0 +1,177 @@
+//! The one list of verdicts, reasons, paths and counters: BPF, agent, metrics, logs and docs all use it.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{Endpoint, Tuple, assert_size};
+
+/// What happens to a connection.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Verdict {
+    /// It fails: ECONNREFUSED at the client.
+    Refused = 0,
+    /// It goes on.
+    Allowed = 1,
+}
+
+/// How a connection travels.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Path {
+    /// Plain TCP outside the mesh's guarantees.
+    Passthrough = 0,
+    /// Plain TCP inside this node, admitted by identity.
+    Direct = 1,
+    /// HBONE.
+    Tunnel = 2,
+}
+
+/// The hook that reports an event.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Hook {
+    /// cgroup/connect4|6: a refusal at the source. No source port is known yet.
+    Connect = 0,
+    /// sockops: an allowed connection leaves the source.
+    Sockops = 1,
+    /// sk_lookup: the destination's verdict.
+    Admit = 2,
+    /// sockops: the connection ended; bytes and duration are set.
+    Close = 3,
+}
+
+macro_rules! numbered {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $number:literal => $text:literal,)* }) => {
+        $(#[$meta])*
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+        pub enum $name { $($(#[$doc])* $variant = $number,)* }
+
+        impl $name {
+            /// Every variant, in the order of its number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The variant with this number.
+            #[inline(always)]
+            pub const fn from_u32(number: u32) -> Option<Self> {
+                match number { $($number => Some(Self::$variant),)* _ => None }
+            }
+
+            /// The text that users read: in flow events, logs, metric labels and documents.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// Why a verdict is what it is.
+    Reason {
+        /// No policy row could be found: the tables are not filled. Closed.
+        NoPolicyState = 0 => "no policy state for this workload",
+        /// An ALLOW policy matched.
+        Allowed = 1 => "allowed by policy",
+        /// No ALLOW policy selects the workload, and no DENY matched.
+        NoPolicy = 2 => "no policy applies",
+        /// A DENY policy matched.
+        DeniedByPolicy = 3 => "denied by policy",
+        /// ALLOW policies select the workload and none matched.
+        NotAllowed = 4 => "allow policies exist, but none allowed",
+        /// PeerAuthentication STRICT, and the peer proved no identity.
+        StrictPlaintext = 5 => "mTLS is STRICT and the peer is plaintext",
+        /// The peer is a process of this node.
+        NodeProcess = 6 => "process of this node",
+        /// The destination is outside the mesh.
+        OutsideMesh = 7 => "destination outside the mesh",
+        /// The service has no endpoint.
+        NoEndpoint = 8 => "service has no ready endpoint",
+        /// A port that only the mesh itself may use.
+        MeshPort = 9 => "port is reserved for the mesh",
+        /// The address does not belong to an enrolled pod of this node.
+        UnknownDestination = 10 => "destination address is not an enrolled pod of this node",
+        /// A kernel map has no room or could not be written. Closed.
+        KernelState = 11 => "kernel state could not be written",
+        /// The peer's certificate does not carry the identity that is expected.
+        WrongPeer = 12 => "peer certificate carries another identity",
+        /// The HBONE connection to the peer could not be opened.
+        TunnelFailed = 13 => "HBONE connection failed",
+        /// The peer refused the CONNECT request.
+        PeerRefused = 14 => "refused by the peer's node",
+        /// The app behind the tunnel could not be reached.
+        UpstreamFailed = 15 => "destination did not accept the connection",
+        /// The connection was not led here by the kernel.
+        NoOriginalDst = 16 => "no original destination is known",
+        /// A CONNECT request that is malformed or for another pod.
+        BadRequest = 17 => "malformed or misdirected CONNECT request",
+    }
+}
+
+numbered! {
+    /// What the programs count, per CPU, in the `counters` map.
+    Counter {
+        /// Connections that left directly.
+        Direct = 0 => "direct",
+        /// Connections led into a tunnel.
+        Tunnel = 1 => "tunnel",
+        /// Connections of enrolled pods that left the mesh.
+        Passthrough = 2 => "passthrough",
+        /// Connections refused at the source.
+        RefusedAtSource = 3 => "refused_at_source",
+        /// Connections let in at the destination.
+        Admitted = 4 => "admitted",
+        /// Connections refused at the destination.
+        RefusedAtDestination = 5 => "refused_at_destination",
+        /// Events that found no room in the ring buffer.
+        EventsLost = 6 => "events_lost",
+        /// Map writes that failed: the connection was closed.
+        MapFull = 7 => "map_full",
+    }
+}
+
+/// What a program tells the agent about one connection.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct FlowEvent {
+    /// `bpf_ktime_get_ns()`: CLOCK_MONOTONIC, nanoseconds.
+    pub time_ns: u64,
+    /// Netns cookie of the pod that reports; 0 from sk_lookup, which cannot know it.
+    pub netns: u64,
+    /// Close only: bytes acknowledged by the peer.
+    pub bytes_sent: u64,
+    /// Close only: bytes received.
+    pub bytes_received: u64,
+    /// Both ends. At the source of a tunnel the true target, not the agent's listener.
+    pub tuple: Tuple,
+    /// What the app asked for (a service's virtual address), else equal to the tuple's destination.
+    pub requested: Endpoint,
+    /// [`Verdict`].
+    pub verdict: u32,
+    /// [`Reason`].
+    pub reason: u32,
+    /// Index of the policy that decided; 0: none.
+    pub policy: u32,
+    /// [`Path`].
+    pub path: u32,
+    /// [`Hook`].
+    pub hook: u32,
+    /// Source identity.
+    pub source: u32,
+    /// Destination identity.
+    pub destination: u32,
+}
+assert_size!(FlowEvent, 120);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_texts_are_unique() {
+        for (n, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(Reason::from_u32(n as u32), Some(*reason));
+            assert_eq!(Reason::ALL.iter().filter(|r| r.as_str() == reason.as_str()).count(), 1);
+        }
+        assert_eq!(Reason::from_u32(Reason::ALL.len() as u32), None);
+    }
+}

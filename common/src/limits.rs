@@ -1,0 +1,22 @@
+//! Map capacities. Hash maps are allocated on demand, so a capacity is a bound, not a cost.
+
+/// Enrolled pods of one node. Kubernetes allows 110 by default; some clouds 250.
+pub const MAX_PODS: usize = 1 << 10;
+/// Pod addresses of the mesh, both families.
+pub const MAX_WORKLOADS: usize = 1 << 18;
+/// Service ports, both families.
+pub const MAX_SERVICES: usize = 1 << 16;
+/// Backends of all service ports.
+pub const MAX_BACKENDS: usize = 1 << 19;
+/// Compiled policy rows.
+pub const MAX_POLICY_ROWS: usize = 1 << 20;
+/// Policies.
+pub const MAX_POLICIES: usize = 1 << 16;
+/// Identities.
+pub const MAX_IDENTITIES: usize = 1 << 17;
+/// Connections between connect() and accept on this node.
+pub const MAX_ADMITTED: usize = 1 << 16;
+/// Tunnelled connections that the agent has not picked up yet, or that it is delivering.
+pub const MAX_HANDOVERS: usize = 1 << 16;
+/// Bytes of the event ring buffer.
+pub const EVENT_RING_BYTES: usize = 1 << 22;

@@ -1,0 +1,87 @@
+//! What is remembered of one connection between two hooks.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{Endpoint, assert_size};
+
+/// What the connect hook decided for a socket, as a number in [`SocketState`].
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketKind {
+    /// Nothing: an unenrolled or untouched socket.
+    None = 0,
+    /// To a pod of this node: admitted by its 4-tuple.
+    Direct = 1,
+    /// Through the agent.
+    Tunnel = 2,
+    /// To outside the mesh; only reported.
+    Passthrough = 3,
+    /// A node process (kubelet probe) to a pod of this node: admitted as the node.
+    Host = 4,
+    /// An accepted socket whose client came through a tunnel.
+    Accepted = 5,
+}
+
+/// Per-socket state (SK_STORAGE): written by the connect hook, read by sockops and getpeername.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct SocketState {
+    /// The address that getpeername() reports: what the app asked for, or the tunnelled client's real address.
+    pub peer: Endpoint,
+    /// Where the connection really leads: the chosen backend.
+    pub target: Endpoint,
+    /// [`SocketKind`].
+    pub kind: u32,
+    /// Source identity.
+    pub source: u32,
+    /// Destination identity.
+    pub destination: u32,
+    /// The policy index that allowed it.
+    pub policy: u32,
+    /// [`crate::Reason`] of the allowance.
+    pub reason: u32,
+}
+assert_size!(SocketState, 60);
+
+/// Proof that a socket of an enrolled pod (or of the node) opened this 4-tuple.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Admission {
+    /// Netns cookie of the socket's network namespace.
+    pub netns: u64,
+    /// The identity it is admitted with.
+    pub identity: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+assert_size!(Admission, 16);
+
+/// One end of a connection inside a pod's network namespace. Loopback tuples repeat in every namespace: the cookie
+/// tells them apart.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct LocalKey {
+    netns: u64,
+    end: Endpoint,
+    reserved: u32,
+}
+assert_size!(LocalKey, 32);
+
+impl LocalKey {
+    /// The key of `end` in the namespace with cookie `netns`.
+    #[inline(always)]
+    pub const fn new(netns: u64, end: Endpoint) -> Self {
+        Self { netns, end, reserved: 0 }
+    }
+}
+
+/// Where a tunnelled connection was going before it was led to the agent.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct OriginalDst {
+    /// What the app asked for: a service's virtual address or a pod's.
+    pub requested: Endpoint,
+    /// The chosen backend; equal to `requested` when that is a pod.
+    pub target: Endpoint,
+}
+assert_size!(OriginalDst, 40);
