@@ -9,6 +9,7 @@
 //! * [`sys`]: the few system calls that need `unsafe` or a network namespace.
 #![deny(unsafe_code)]
 
+pub mod bpf;
 pub mod identity;
 pub mod proxy;
 pub mod sys;

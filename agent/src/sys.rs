@@ -1,8 +1,9 @@
 //! System calls that need care: everything that enters a network namespace.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use nix::sched::{CloneFlags, setns};
 
@@ -19,4 +20,46 @@ pub fn in_netns<T>(netns: impl AsFd, f: impl FnOnce() -> io::Result<T>) -> io::R
         std::process::abort();
     }
     result
+}
+
+/// Where cgroup v2 is mounted.
+///
+/// # Errors
+///
+/// When it is not, with the command that mounts it.
+pub fn cgroup2_mount() -> io::Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mount = mounts.lines().find_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        tail.starts_with("cgroup2 ").then(|| head.split(' ').nth(4)).flatten()
+    });
+    mount.map(PathBuf::from).ok_or_else(|| {
+        io::Error::other("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+    })
+}
+
+/// Mounts a bpffs at `/sys/fs/bpf` when there is none.
+///
+/// # Errors
+///
+/// When mounting fails: usually for want of privileges.
+pub fn mount_bpffs() -> io::Result<()> {
+    let path = "/sys/fs/bpf";
+    if nix::sys::statfs::statfs(path)?.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC {
+        return Ok(());
+    }
+    let none: Option<&str> = None;
+    nix::mount::mount(Some("bpffs"), path, Some("bpf"), nix::mount::MsFlags::empty(), none)?;
+    Ok(())
+}
+
+/// The cgroup v2 directory of this process.
+///
+/// # Errors
+///
+/// When cgroup v2 is not mounted.
+pub fn own_cgroup() -> io::Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
+    Ok(cgroup2_mount()?.join(path))
 }

@@ -15,45 +15,32 @@ assert_size!(Ip, 16);
 impl Ip {
     /// From the four 32-bit words of an IPv6 address as the kernel holds them (network order in memory).
     #[inline(always)]
-    pub const fn from_words(words: [u32; 4]) -> Self {
-        let (a, b, c, d) =
-            (words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes());
-        Self {
-            bytes: [
-                a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
-                d[3],
-            ],
-        }
+    pub fn from_words(words: [u32; 4]) -> Self {
+        bytemuck::cast(words)
     }
 
     /// From an IPv4 address as the kernel holds it (network order in memory).
     #[inline(always)]
-    pub const fn from_v4_word(word: u32) -> Self {
+    pub fn from_v4_word(word: u32) -> Self {
         Self::from_words([0, 0, 0xffff_u32.to_be(), word])
     }
 
     /// The inverse of [`Ip::from_words`].
     #[inline(always)]
-    pub const fn words(self) -> [u32; 4] {
-        let b = self.bytes;
-        [
-            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
-            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-        ]
+    pub fn words(self) -> [u32; 4] {
+        bytemuck::cast(self)
     }
 
     /// The IPv4 address as the kernel holds it, when this is an IPv4-mapped address.
     #[inline(always)]
-    pub const fn v4_word(self) -> Option<u32> {
+    pub fn v4_word(self) -> Option<u32> {
         let [a, b, c, d] = self.words();
         if a == 0 && b == 0 && c == 0xffff_u32.to_be() { Some(d) } else { None }
     }
 
     /// 127.0.0.0/8 or ::1.
     #[inline(always)]
-    pub const fn is_loopback(self) -> bool {
+    pub fn is_loopback(self) -> bool {
         let [a, b, c, d] = self.words();
         match self.v4_word() {
             Some(word) => word.to_ne_bytes()[0] == 127,
@@ -63,7 +50,7 @@ impl Ip {
 
     /// 0.0.0.0 or ::, which connect() takes for loopback.
     #[inline(always)]
-    pub const fn is_unspecified(self) -> bool {
+    pub fn is_unspecified(self) -> bool {
         let [a, b, c, d] = self.words();
         a == 0 && b == 0 && d == 0 && (c == 0 || c == 0xffff_u32.to_be())
     }

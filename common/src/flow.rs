@@ -141,6 +141,8 @@ pub struct FlowEvent {
     pub bytes_sent: u64,
     /// Close only: bytes received.
     pub bytes_received: u64,
+    /// Close only: nanoseconds since connect().
+    pub duration_ns: u64,
     /// Both ends. At the source of a tunnel the true target, not the agent's listener.
     pub tuple: Tuple,
     /// What the app asked for (a service's virtual address), else equal to the tuple's destination.
@@ -160,7 +162,7 @@ pub struct FlowEvent {
     /// Destination identity.
     pub destination: u32,
 }
-assert_size!(FlowEvent, 120);
+assert_size!(FlowEvent, 128);
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,8 @@ pub enum SocketKind {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct SocketState {
+    /// `bpf_ktime_get_ns()` at connect.
+    pub opened_ns: u64,
     /// The address that getpeername() reports: what the app asked for, or the tunnelled client's real address.
     pub peer: Endpoint,
     /// Where the connection really leads: the chosen backend.
@@ -40,8 +42,10 @@ pub struct SocketState {
     pub policy: u32,
     /// [`crate::Reason`] of the allowance.
     pub reason: u32,
+    /// Zero.
+    pub reserved: u32,
 }
-assert_size!(SocketState, 60);
+assert_size!(SocketState, 72);
 
 /// Proof that a socket of an enrolled pod (or of the node) opened this 4-tuple.
 #[repr(C)]

@@ -1,0 +1,16 @@
+//! The kernel side as the agent sees it: the only module that knows aya.
+//!
+//! Everything is pinned under `<bpffs>/culvert/<instance>/`: maps by their name, links under `links/`. An agent that
+//! starts finds them, replaces the programs behind the links in place and takes the maps over; an agent that dies
+//! leaves enforcement and same-node traffic running.
+
+mod events;
+mod link;
+mod load;
+mod maps;
+mod sync;
+
+pub use events::EventStream;
+pub use load::{Kernel, KernelConfig, KernelError};
+pub use maps::Maps;
+pub use sync::{Desired, SyncStats};

@@ -1,0 +1,123 @@
+//! bpf(2) calls on links that aya does not offer: create, pin and atomic program replacement for cgroup and netns
+//! links alike. `unsafe` is fenced here.
+#![allow(unsafe_code, reason = "bpf(2) has no safe wrapper for these commands")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+/// `enum bpf_attach_type` (include/uapi/linux/bpf.h).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AttachType {
+    SockOps = 3,
+    Connect4 = 10,
+    Connect6 = 11,
+    GetPeerName4 = 29,
+    GetPeerName6 = 30,
+    SkLookup = 36,
+}
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// The head of `union bpf_attr` as the four commands use it, zeroed behind.
+#[repr(C, align(8))]
+struct Attr {
+    words: [u32; 32],
+}
+
+/// A link that survives the agent: it lives as long as its pin.
+#[derive(Debug)]
+pub(super) struct PinnedLink {
+    path: PathBuf,
+    _fd: OwnedFd,
+}
+
+impl PinnedLink {
+    /// Attaches `program` to `target` (a cgroup directory or a network namespace) under the pin `path`. When the pin
+    /// exists already, the program behind it is replaced atomically instead.
+    pub(super) fn attach(
+        path: &Path,
+        program: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        kind: AttachType,
+    ) -> io::Result<Self> {
+        if let Some(fd) = get(path)? {
+            match update(fd.as_fd(), program) {
+                Ok(()) => return Ok(Self { path: path.to_owned(), _fd: fd }),
+                // The target is gone (a recycled name): what is pinned there attaches to nothing.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => std::fs::remove_file(path)?,
+                Err(error) => return Err(error),
+            }
+        }
+        let fd = create(program, target, kind)?;
+        pin(fd.as_fd(), path)?;
+        Ok(Self { path: path.to_owned(), _fd: fd })
+    }
+
+    /// Detaches: removes the pin and closes the last descriptor.
+    pub(super) fn detach(self) -> io::Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+}
+
+fn create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, kind: AttachType) -> io::Result<OwnedFd> {
+    let mut words = [0; 32];
+    words[0] = program.as_raw_fd() as u32;
+    words[1] = target.as_raw_fd() as u32;
+    words[2] = kind as u32;
+    bpf(BPF_LINK_CREATE, words).map(own)
+}
+
+fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut words = [0; 32];
+    words[0] = link.as_raw_fd() as u32;
+    words[1] = program.as_raw_fd() as u32;
+    bpf(BPF_LINK_UPDATE, words).map(drop)
+}
+
+fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    with_path(path, |mut words| {
+        words[2] = fd.as_raw_fd() as u32;
+        bpf(BPF_OBJ_PIN, words).map(drop)
+    })
+}
+
+fn get(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match with_path(path, |words| bpf(BPF_OBJ_GET, words)) {
+        Ok(fd) => Ok(Some(own(fd))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn with_path<T>(path: &Path, f: impl FnOnce([u32; 32]) -> io::Result<T>) -> io::Result<T> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let address = path.as_ptr() as u64;
+    let mut words = [0; 32];
+    words[0] = address as u32;
+    words[1] = (address >> 32) as u32;
+    f(words)
+}
+
+fn bpf(command: libc::c_long, words: [u32; 32]) -> io::Result<libc::c_int> {
+    let attr = Attr { words };
+    // SAFETY: attr is a zero-extended bpf_attr of the stated size; descriptors and the path outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<Attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}
+
+fn own(fd: libc::c_int) -> OwnedFd {
+    // SAFETY: the kernel just returned this descriptor and nobody else holds its number.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

@@ -1,0 +1,282 @@
+//! Loading, pinning and attaching; taking over what a predecessor left pinned.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use aya::maps::{Array, MapData, MapError};
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use culvert_common::{ABI_VERSION, Config, flags};
+
+use super::link::{AttachType, PinnedLink};
+use super::maps::{MAP_NAMES, Maps};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_BPF_OBJECT"));
+
+/// What the programs must know, and where they go.
+#[derive(Clone, Debug)]
+pub struct KernelConfig {
+    /// Directory of this instance's pins, on a bpffs.
+    pub pins: PathBuf,
+    /// cgroup v2 directory whose processes the hooks see.
+    pub cgroup: PathBuf,
+    /// `SO_NETNS_COOKIE` of the node's own network namespace.
+    pub host_netns: u64,
+    /// cgroup id (inode number) of the agent's own cgroup.
+    pub agent_cgroup: u64,
+    /// Same-node traffic through HBONE too.
+    pub same_node_tunnel: bool,
+}
+
+/// Why the kernel side could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The agent was built without the BPF object.
+    #[error("this agent was built without its BPF object: run `cargo xtask build-ebpf` and build again")]
+    NoObject,
+    /// The object could not be loaded.
+    #[error("cannot load the BPF object: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// The verifier or the kernel refused a program.
+    #[error("cannot load BPF program {name}: {source}")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
+    /// A link could not be made.
+    #[error("cannot attach BPF program {name} to {target}: {source}")]
+    Attach {
+        /// The program.
+        name: &'static str,
+        /// The cgroup or network namespace.
+        target: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A map is missing or of another type.
+    #[error("BPF map {name}: {source}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// What is wrong.
+        source: MapError,
+    },
+    /// A file of the pin directory, or the cgroup.
+    #[error("{path}: {source}")]
+    Path {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// The loaded programs and their maps.
+pub struct Kernel {
+    programs: Mutex<Ebpf>,
+    pins: PathBuf,
+    /// Typed handles of the maps.
+    pub maps: Maps,
+    pods: Mutex<HashMap<u64, PinnedLink>>,
+    _node_links: Vec<PinnedLink>,
+}
+
+/// Program, where it attaches, and the name of its pin.
+const NODE_PROGRAMS: [(&str, AttachType, &str); 5] = [
+    // sockops first and connect last: a decision never leaves a hook whose follower is not there yet.
+    ("culvert_sockets", AttachType::SockOps, "sockops"),
+    ("culvert_peername4", AttachType::GetPeerName4, "getpeername4"),
+    ("culvert_peername6", AttachType::GetPeerName6, "getpeername6"),
+    ("culvert_connect4", AttachType::Connect4, "connect4"),
+    ("culvert_connect6", AttachType::Connect6, "connect6"),
+];
+const ADMIT: &str = "culvert_admit";
+
+impl Kernel {
+    /// Loads the programs, adopting pinned maps of the same ABI version, and attaches the node's hooks.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] names the program, map or path and what the kernel said.
+    pub fn load(config: &KernelConfig) -> Result<Self, KernelError> {
+        if OBJECT.is_empty() {
+            return Err(KernelError::NoObject);
+        }
+        let links = config.pins.join("links");
+        create_dir(&links)?;
+        drop_foreign_abi(&config.pins)?;
+        let mut loader = EbpfLoader::new();
+        for name in MAP_NAMES {
+            loader.map_pin_path(name, config.pins.join(name));
+        }
+        let mut programs = loader.load(OBJECT)?;
+        let mut maps = Maps::take(&mut programs)?;
+        maps.set_config(Config {
+            host_netns: config.host_netns,
+            agent_cgroup: config.agent_cgroup,
+            abi_version: ABI_VERSION,
+            flags: if config.same_node_tunnel { flags::SAME_NODE_TUNNEL } else { 0 },
+        })?;
+        for (name, ..) in NODE_PROGRAMS {
+            load_program(&mut programs, name)?;
+        }
+        load_program(&mut programs, ADMIT)?;
+        let cgroup = open(&config.cgroup)?;
+        let mut node_links = Vec::new();
+        for (name, kind, pin) in NODE_PROGRAMS {
+            let link = PinnedLink::attach(&links.join(pin), fd(&programs, name)?, cgroup.as_fd(), kind)
+                .map_err(|source| KernelError::Attach {
+                    name,
+                    target: config.cgroup.display().to_string(),
+                    source,
+                })?;
+            node_links.push(link);
+        }
+        Ok(Self {
+            programs: Mutex::new(programs),
+            pins: config.pins.clone(),
+            maps,
+            pods: Mutex::new(HashMap::new()),
+            _node_links: node_links,
+        })
+    }
+
+    /// Puts the destination's verdict into a pod's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Attach`] with what the kernel said.
+    pub fn attach_pod(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let programs = lock(&self.programs);
+        let path = self.pod_pin(cookie);
+        let link = PinnedLink::attach(&path, fd(&programs, ADMIT)?, netns, AttachType::SkLookup).map_err(
+            |source| KernelError::Attach {
+                name: ADMIT,
+                target: format!("network namespace {cookie}"),
+                source,
+            },
+        )?;
+        lock(&self.pods).insert(cookie, link);
+        Ok(())
+    }
+
+    /// Takes the destination's verdict out of a pod's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the pin cannot be removed.
+    pub fn detach_pod(&self, cookie: u64) -> Result<(), KernelError> {
+        let path = self.pod_pin(cookie);
+        match lock(&self.pods).remove(&cookie) {
+            Some(link) => link.detach().map_err(|source| KernelError::Path { path, source }),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes pins of pods that are gone, left by an earlier agent. `keep` names the cookies that stay.
+    pub fn sweep_pods(&self, keep: &dyn Fn(u64) -> bool) -> io::Result<usize> {
+        let mut swept = 0;
+        for entry in fs::read_dir(self.pins.join("links"))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let cookie = name.to_str().and_then(|n| n.strip_prefix("admit-")).and_then(|n| n.parse().ok());
+            if let Some(cookie) = cookie
+                && !keep(cookie)
+                && !lock(&self.pods).contains_key(&cookie)
+            {
+                fs::remove_file(entry.path())?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Verified instructions of each program: what the verifier had to walk (Linux 5.16).
+    pub fn verified_instructions(&self) -> Vec<(String, Option<u32>)> {
+        let programs = lock(&self.programs);
+        let mut counts: Vec<_> = programs
+            .programs()
+            .map(|(name, program)| {
+                (name.to_owned(), program.info().ok().and_then(|info| info.verified_instruction_count()))
+            })
+            .collect();
+        counts.sort();
+        counts
+    }
+
+    fn pod_pin(&self, cookie: u64) -> PathBuf {
+        self.pins.join("links").join(format!("admit-{cookie}"))
+    }
+}
+
+fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
+    let missing = || {
+        KernelError::Load(aya::EbpfError::FileError {
+            path: PathBuf::from(name),
+            error: io::Error::other("the BPF object lacks this program"),
+        })
+    };
+    let result = match programs.program_mut(name).ok_or_else(missing)? {
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::SockOps(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
+        _ => return Err(missing()),
+    };
+    result.map_err(|source| KernelError::Program { name, source })
+}
+
+fn fd<'a>(programs: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, KernelError> {
+    let fd = match programs.program(name) {
+        Some(program) => program.fd(),
+        None => Err(ProgramError::NotLoaded),
+    };
+    fd.map(|fd| fd.as_fd()).map_err(|source| KernelError::Program { name, source })
+}
+
+/// Maps of another layout must not be adopted. Links go first: without them nothing reads the maps.
+fn drop_foreign_abi(pins: &Path) -> Result<(), KernelError> {
+    let pinned = pins.join("config");
+    if !pinned.exists() {
+        return Ok(());
+    }
+    let version = MapData::from_pin(&pinned)
+        .and_then(|data| Array::<_, Config>::try_from(aya::maps::Map::Array(data)))
+        .and_then(|config| config.get(&0, 0))
+        .map(|config| config.abi_version);
+    if matches!(version, Ok(ABI_VERSION)) {
+        return Ok(());
+    }
+    tracing::warn!(pins = %pins.display(), ?version, ours = ABI_VERSION, "pinned maps have another layout: rebuilding");
+    remove_pins(pins).map_err(|source| KernelError::Path { path: pins.to_owned(), source })?;
+    create_dir(&pins.join("links"))
+}
+
+/// Removes an instance's pins, links before maps. Missing is no error.
+pub(crate) fn remove_pins(pins: &Path) -> io::Result<()> {
+    for dir in [pins.join("links"), pins.to_owned()] {
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn create_dir(path: &Path) -> Result<(), KernelError> {
+    fs::create_dir_all(path).map_err(|source| KernelError::Path { path: path.to_owned(), source })
+}
+
+fn open(path: &Path) -> Result<File, KernelError> {
+    File::open(path).map_err(|source| KernelError::Path { path: path.to_owned(), source })
+}
+
+/// The data behind a poisoned lock is a handle: still whole.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,153 @@
+//! Typed handles of every map the agent touches, taken once: a missing map fails at start.
+
+use std::io;
+use std::sync::Mutex;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use culvert_common::*;
+
+use super::load::{KernelError, lock};
+
+/// Every pinned map. `socket_state` belongs to its sockets, but is pinned for the reader of a dump.
+pub(super) const MAP_NAMES: [&str; 14] = [
+    "config",
+    "pods",
+    "workloads",
+    "services",
+    "backends",
+    "policy",
+    "policy_names",
+    "identities",
+    "admitted",
+    "original_dst",
+    "original_src",
+    "socket_state",
+    "counters",
+    "events",
+];
+
+pub(super) type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
+
+/// The maps.
+pub struct Maps {
+    config: Array<MapData, Config>,
+    pub(super) pods: Table<u64, Pod>,
+    pub(super) workloads: Table<Ip, Workload>,
+    pub(super) services: Table<ServiceKey, Service>,
+    pub(super) backends: Table<BackendKey, Endpoint>,
+    pub(super) policy: Table<PolicyKey, PolicyRow>,
+    pub(super) policy_names: Table<u32, Name>,
+    pub(super) identities: Table<u32, Name>,
+    original_dst: Table<LocalKey, OriginalDst>,
+    original_src: Table<LocalKey, Endpoint>,
+    counters: PerCpuArray<MapData, u64>,
+    events: Mutex<Option<RingBuf<MapData>>>,
+}
+
+impl Maps {
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, KernelError> {
+        fn typed<T: TryFrom<Map, Error = MapError>>(
+            object: &mut Ebpf,
+            name: &'static str,
+        ) -> Result<T, KernelError> {
+            let missing =
+                || KernelError::Map { name, source: MapError::InvalidName { name: name.to_owned() } };
+            let map = object.take_map(name).ok_or_else(missing)?;
+            T::try_from(map).map_err(|source| KernelError::Map { name, source })
+        }
+        Ok(Self {
+            config: typed(object, "config")?,
+            pods: Mutex::new(typed(object, "pods")?),
+            workloads: Mutex::new(typed(object, "workloads")?),
+            services: Mutex::new(typed(object, "services")?),
+            backends: Mutex::new(typed(object, "backends")?),
+            policy: Mutex::new(typed(object, "policy")?),
+            policy_names: Mutex::new(typed(object, "policy_names")?),
+            identities: Mutex::new(typed(object, "identities")?),
+            original_dst: Mutex::new(typed(object, "original_dst")?),
+            original_src: Mutex::new(typed(object, "original_src")?),
+            counters: typed(object, "counters")?,
+            events: Mutex::new(Some(typed(object, "events")?)),
+        })
+    }
+
+    pub(super) fn set_config(&mut self, config: Config) -> Result<(), KernelError> {
+        self.config.set(0, config, 0).map_err(|source| KernelError::Map { name: "config", source })
+    }
+
+    /// Where a tunnelled connection was going; taken out of the map.
+    pub fn take_original_dst(&self, key: LocalKey) -> io::Result<Option<OriginalDst>> {
+        let mut map = lock(&self.original_dst);
+        let Some(value) = found(map.get(&key, 0))? else { return Ok(None) };
+        found(map.remove(&key))?;
+        Ok(Some(value))
+    }
+
+    /// Announces the real client of a connection that the agent is about to open.
+    pub fn put_original_src(&self, key: LocalKey, client: Endpoint) -> io::Result<()> {
+        lock(&self.original_src).insert(key, client, 0).map_err(io::Error::other)
+    }
+
+    /// Takes an announcement back.
+    pub fn remove_original_src(&self, key: LocalKey) -> io::Result<()> {
+        found(lock(&self.original_src).remove(&key)).map(drop)
+    }
+
+    /// Adds a local pod. From now on its connections are decided.
+    pub fn put_pod(&self, netns: u64, pod: Pod) -> io::Result<()> {
+        lock(&self.pods).insert(netns, pod, 0).map_err(io::Error::other)
+    }
+
+    /// Removes a local pod. Its connections are its own affair again.
+    pub fn remove_pod(&self, netns: u64) -> io::Result<()> {
+        found(lock(&self.pods).remove(&netns)).map(drop)
+    }
+
+    /// Cookies of all pods in the map.
+    pub fn pod_cookies(&self) -> Vec<u64> {
+        lock(&self.pods).keys().filter_map(Result::ok).collect()
+    }
+
+    /// One counter, summed over the CPUs.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// The identities that an earlier agent numbered.
+    pub fn pinned_identities(&self) -> Vec<(u32, String)> {
+        lock(&self.identities)
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(id, n)| (id, n.as_str().to_owned()))
+            .collect()
+    }
+
+    /// The policies that an earlier agent numbered.
+    pub fn pinned_policies(&self) -> Vec<(u32, String)> {
+        lock(&self.policy_names)
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(id, n)| (id, n.as_str().to_owned()))
+            .collect()
+    }
+
+    /// The highest policy class in the map, 0 when there is none.
+    pub fn highest_class(&self) -> u32 {
+        lock(&self.policy).keys().filter_map(Result::ok).map(|key| key.class()).max().unwrap_or(0)
+    }
+
+    pub(super) fn take_events(&self) -> Option<RingBuf<MapData>> {
+        lock(&self.events).take()
+    }
+}
+
+/// A missing key is `None`, not an error.
+fn found<T>(result: Result<T, MapError>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}

@@ -1,0 +1,60 @@
+//! The programs load, attach and detach on the running kernel. Needs root.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use culvert::bpf::{Kernel, KernelConfig};
+
+struct Scratch {
+    cgroup: PathBuf,
+    pins: PathBuf,
+}
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let root = culvert::sys::cgroup2_mount().expect("cgroup v2 is mounted");
+        let name = format!("culvert-test-{name}-{}", std::process::id());
+        let cgroup = root.join(&name);
+        fs::create_dir(&cgroup).expect("cgroup");
+        Self { cgroup, pins: PathBuf::from("/sys/fs/bpf/culvert").join(name) }
+    }
+
+    fn config(&self) -> KernelConfig {
+        KernelConfig {
+            pins: self.pins.clone(),
+            cgroup: self.cgroup.clone(),
+            host_netns: 1,
+            agent_cgroup: 1,
+            same_node_tunnel: false,
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.pins.join("links"));
+        let _ = fs::remove_dir_all(&self.pins);
+        let _ = fs::remove_dir(&self.cgroup);
+    }
+}
+
+#[test]
+fn programs_load_attach_and_are_adopted_by_a_second_agent() {
+    culvert::sys::mount_bpffs().expect("bpffs");
+    let scratch = Scratch::new("load");
+    let first = Kernel::load(&scratch.config()).expect("first load");
+    let netns = fs::File::open("/proc/self/ns/net").expect("netns");
+    for (name, count) in first.verified_instructions() {
+        println!("{name}: {count:?}");
+    }
+    let counts = first.verified_instructions();
+    assert_eq!(counts.len(), 6);
+    drop(first);
+    assert!(scratch.pins.join("links/connect4").exists(), "links outlive the agent");
+    let second = Kernel::load(&scratch.config()).expect("second load adopts the pins");
+    second.attach_pod(42, netns.as_fd()).expect("sk_lookup attaches");
+    assert!(scratch.pins.join("links/admit-42").exists());
+    second.detach_pod(42).expect("detach");
+    assert!(!scratch.pins.join("links/admit-42").exists());
+}

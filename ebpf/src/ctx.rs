@@ -1,0 +1,251 @@
+//! The only place that touches a program's context. Each field is read or written by itself, volatile: the verifier
+//! refuses a context pointer that was added to, which is what merged or vectorised accesses compile to.
+
+use core::ptr::{addr_of, addr_of_mut, null_mut, read_volatile, write_volatile};
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_sk_storage_get,
+};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
+use culvert_common::{Endpoint, Ip, SocketState, Tuple};
+
+use crate::maps::SOCKET_STATE;
+
+/// What a refused connect() returns.
+pub const ECONNREFUSED: i32 = 111;
+/// IPPROTO_TCP.
+pub const TCP: u32 = 6;
+/// Interface index of `lo` in every network namespace.
+pub const LOOPBACK_IFINDEX: u32 = 1;
+const AF_INET: u32 = 2;
+
+macro_rules! load {
+    ($ptr:expr, $($field:tt)+) => {
+        // SAFETY: the kernel passes a valid context for the whole run of the program.
+        unsafe { read_volatile(addr_of!((*$ptr).$($field)+)) }
+    };
+}
+
+macro_rules! store {
+    ($ptr:expr, $value:expr, $($field:tt)+) => {
+        // SAFETY: as for load!; the verifier accepts only fields that the hook may write.
+        unsafe { write_volatile(addr_of_mut!((*$ptr).$($field)+), $value) }
+    };
+}
+
+/// The four words of an IPv6 address field.
+macro_rules! words {
+    ($ptr:expr, $field:ident) => {
+        [load!($ptr, $field[0]), load!($ptr, $field[1]), load!($ptr, $field[2]), load!($ptr, $field[3])]
+    };
+}
+
+#[inline(always)]
+fn choose(v4: bool, word: u32, words: [u32; 4]) -> Ip {
+    if v4 { Ip::from_v4_word(word) } else { Ip::from_words(words) }
+}
+
+/// The two families of a sock_addr hook: which address fields the kernel lets it use.
+pub trait Family {
+    /// The address in the context.
+    fn ip(ctx: *const bpf_sock_addr) -> Ip;
+    /// Writes the address; false when `ip` is of the other family, which this hook cannot hold.
+    fn set_ip(ctx: *mut bpf_sock_addr, ip: Ip) -> bool;
+    /// The loopback address that a socket of the family of `like` can connect to.
+    fn loopback(like: Ip) -> Ip;
+}
+
+/// AF_INET.
+pub struct V4;
+/// AF_INET6, IPv4-mapped addresses included.
+pub struct V6;
+
+#[inline(always)]
+fn loopback4() -> Ip {
+    Ip::from_v4_word(u32::from_ne_bytes([127, 0, 0, 1]))
+}
+
+impl Family for V4 {
+    #[inline(always)]
+    fn ip(ctx: *const bpf_sock_addr) -> Ip {
+        Ip::from_v4_word(load!(ctx, user_ip4))
+    }
+
+    #[inline(always)]
+    fn set_ip(ctx: *mut bpf_sock_addr, ip: Ip) -> bool {
+        let Some(word) = ip.v4_word() else { return false };
+        store!(ctx, word, user_ip4);
+        true
+    }
+
+    #[inline(always)]
+    fn loopback(_like: Ip) -> Ip {
+        loopback4()
+    }
+}
+
+impl Family for V6 {
+    #[inline(always)]
+    fn ip(ctx: *const bpf_sock_addr) -> Ip {
+        Ip::from_words(words!(ctx, user_ip6))
+    }
+
+    #[inline(always)]
+    fn set_ip(ctx: *mut bpf_sock_addr, ip: Ip) -> bool {
+        let words = ip.words();
+        store!(ctx, words[0], user_ip6[0]);
+        store!(ctx, words[1], user_ip6[1]);
+        store!(ctx, words[2], user_ip6[2]);
+        store!(ctx, words[3], user_ip6[3]);
+        true
+    }
+
+    #[inline(always)]
+    fn loopback(like: Ip) -> Ip {
+        if like.v4_word().is_some() { loopback4() } else { Ip::from_words([0, 0, 0, 1_u32.to_be()]) }
+    }
+}
+
+/// IPPROTO_* of the socket.
+#[inline(always)]
+pub fn protocol(ctx: &SockAddrContext) -> u32 {
+    load!(ctx.sock_addr, protocol)
+}
+
+/// The address and port that connect() was called with, or that getpeername() is about to return.
+#[inline(always)]
+pub fn address<F: Family>(ctx: &SockAddrContext) -> Endpoint {
+    // user_port: network order in the low half of the word.
+    let port = u16::from_be(load!(ctx.sock_addr, user_port) as u16);
+    Endpoint::new(F::ip(ctx.sock_addr), port)
+}
+
+/// Replaces the address and port; false (nothing changed) when the family does not fit.
+#[inline(always)]
+pub fn set_address<F: Family>(ctx: &SockAddrContext, end: Endpoint) -> bool {
+    if !F::set_ip(ctx.sock_addr, end.ip()) {
+        return false;
+    }
+    store!(ctx.sock_addr, end.port().to_be() as u32, user_port);
+    true
+}
+
+/// Cookie of the socket's network namespace.
+#[inline(always)]
+pub fn netns_cookie(ctx: &impl EbpfContext) -> u64 {
+    // SAFETY: the helper only reads the context (sock_addr: Linux 5.7, sockops: 5.15).
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// cgroup v2 id of the calling process.
+#[inline(always)]
+pub fn current_cgroup() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// A pseudo-random number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+/// Makes a refused connect() return this errno rather than EPERM (Linux 5.18).
+#[inline(always)]
+pub fn refuse_with(errno: i32) {
+    // SAFETY: sets a field of the hook's run context.
+    unsafe { bpf_set_retval(-errno) };
+}
+
+/// The state kept with a socket.
+#[inline(always)]
+fn storage(sk: *mut core::ffi::c_void, flags: u64) -> Option<&'static mut SocketState> {
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` comes from the context and was checked; a non-null result points at a whole value that lives as
+    // long as the socket, which outlives the program's run.
+    unsafe {
+        let map = addr_of!(SOCKET_STATE).cast_mut().cast();
+        bpf_sk_storage_get(map, sk, null_mut(), flags).cast::<SocketState>().as_mut()
+    }
+}
+
+/// The state of the socket that connects or asks for its peer, made when missing.
+#[inline(always)]
+pub fn socket_state_or_new(ctx: &SockAddrContext) -> Option<&'static mut SocketState> {
+    storage(load!(ctx.sock_addr, __bindgen_anon_1.sk).cast(), BPF_SK_STORAGE_GET_F_CREATE as u64)
+}
+
+/// The state of the socket that connects or asks for its peer.
+#[inline(always)]
+pub fn socket_state(ctx: &SockAddrContext) -> Option<&'static mut SocketState> {
+    storage(load!(ctx.sock_addr, __bindgen_anon_1.sk).cast(), 0)
+}
+
+/// The state of a sockops socket.
+#[inline(always)]
+pub fn ops_state(ctx: &SockOpsContext) -> Option<&'static mut SocketState> {
+    storage(load!(ctx.ops, __bindgen_anon_2.sk).cast(), 0)
+}
+
+/// The state of a sockops socket, made when missing.
+#[inline(always)]
+pub fn ops_state_or_new(ctx: &SockOpsContext) -> Option<&'static mut SocketState> {
+    storage(load!(ctx.ops, __bindgen_anon_2.sk).cast(), BPF_SK_STORAGE_GET_F_CREATE as u64)
+}
+
+/// Local and remote end of a sockops socket.
+#[inline(always)]
+pub fn ops_ends(ctx: &SockOpsContext) -> (Endpoint, Endpoint) {
+    let ops = ctx.ops;
+    // Both families are loaded before the choice: loads in branches would be merged into one of a computed offset.
+    let (local4, remote4) = (load!(ops, local_ip4), load!(ops, remote_ip4));
+    let local6 = words!(ops, local_ip6);
+    let remote6 = words!(ops, remote_ip6);
+    let v4 = load!(ops, family) == AF_INET;
+    let (local, remote) = (choose(v4, local4, local6), choose(v4, remote4, remote6));
+    // local_port is host order; remote_port is network order in the upper half of the word.
+    let remote_port = u32::from_be(load!(ops, remote_port)) as u16;
+    (Endpoint::new(local, load!(ops, local_port) as u16), Endpoint::new(remote, remote_port))
+}
+
+/// The n-th argument of a sockops callback.
+#[inline(always)]
+pub fn ops_state_change(ctx: &SockOpsContext) -> (u32, u32) {
+    (load!(ctx.ops, __bindgen_anon_1.args[0]), load!(ctx.ops, __bindgen_anon_1.args[1]))
+}
+
+/// Bytes acknowledged by the peer and bytes received.
+#[inline(always)]
+pub fn ops_bytes(ctx: &SockOpsContext) -> (u64, u64) {
+    (load!(ctx.ops, bytes_acked), load!(ctx.ops, bytes_received))
+}
+
+/// IPPROTO_* of an arriving packet.
+#[inline(always)]
+pub fn lookup_protocol(ctx: &SkLookupContext) -> u32 {
+    load!(ctx.lookup, protocol)
+}
+
+/// The interface that the packet came in by.
+#[inline(always)]
+pub fn lookup_ifindex(ctx: &SkLookupContext) -> u32 {
+    load!(ctx.lookup, ingress_ifindex)
+}
+
+/// Source and destination of an arriving packet.
+#[inline(always)]
+pub fn lookup_tuple(ctx: &SkLookupContext) -> Tuple {
+    let l = ctx.lookup;
+    let (remote4, local4) = (load!(l, remote_ip4), load!(l, local_ip4));
+    let remote6 = words!(l, remote_ip6);
+    let local6 = words!(l, local_ip6);
+    let v4 = load!(l, family) == AF_INET;
+    let (remote, local) = (choose(v4, remote4, remote6), choose(v4, local4, local6));
+    let remote_port = u16::from_be(load!(l, remote_port));
+    Tuple::new(Endpoint::new(remote, remote_port), Endpoint::new(local, load!(l, local_port) as u16))
+}

@@ -1,0 +1,140 @@
+//! sockops: the moments of a socket's life that matter to the mesh.
+
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+};
+use aya_ebpf::programs::SockOpsContext;
+use culvert_common::*;
+
+use crate::ctx;
+use crate::events::{count, emit, now};
+use crate::maps::{ADMITTED, ORIGINAL_DST, ORIGINAL_SRC, copied};
+
+const REPLACE: u64 = 0; // BPF_ANY
+
+/// Dispatches one callback.
+#[inline(always)]
+pub fn on_event(ctx: &SockOpsContext) {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => on_accept(ctx),
+        BPF_SOCK_OPS_STATE_CB => on_state(ctx),
+        _ => {}
+    }
+}
+
+/// The 4-tuple is known and the SYN has not left.
+#[inline(always)]
+fn on_connect(ctx: &SockOpsContext) {
+    let Some(state) = ctx::ops_state(ctx) else { return };
+    let state = *state;
+    let (local, remote) = ctx::ops_ends(ctx);
+    let netns = ctx::netns_cookie(ctx);
+    let written = match state.kind {
+        k if k == SocketKind::Direct as u32 || k == SocketKind::Host as u32 => {
+            let admission = Admission { netns, identity: state.source, reserved: 0 };
+            ADMITTED.insert(Tuple::new(local, remote), admission, REPLACE)
+        }
+        k if k == SocketKind::Tunnel as u32 => {
+            let destination = OriginalDst { requested: state.peer, target: state.target };
+            ORIGINAL_DST.insert(LocalKey::new(netns, local), destination, REPLACE)
+        }
+        k if k == SocketKind::Passthrough as u32 => Ok(()),
+        _ => return,
+    };
+    if written.is_err() {
+        count(Counter::MapFull); // without the entry the other end refuses: closed
+    }
+    // Without the callback an entry of a connection that never opens would stay until its tuple is used again.
+    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    opened(&state, netns, Tuple::new(local, remote));
+}
+
+#[inline(always)]
+fn opened(state: &SocketState, netns: u64, tuple: Tuple) {
+    let (counter, path) = match state.kind {
+        k if k == SocketKind::Direct as u32 => (Counter::Direct, Path::Direct),
+        k if k == SocketKind::Passthrough as u32 => (Counter::Passthrough, Path::Passthrough),
+        // The agent reports tunnels, when it knows how they ended up.
+        k if k == SocketKind::Tunnel as u32 => return count(Counter::Tunnel),
+        _ => return,
+    };
+    count(counter);
+    emit(flow(state, netns, tuple, path, Hook::Sockops));
+}
+
+#[inline(always)]
+fn flow(state: &SocketState, netns: u64, tuple: Tuple, path: Path, hook: Hook) -> FlowEvent {
+    FlowEvent {
+        time_ns: now(),
+        netns,
+        bytes_sent: 0,
+        bytes_received: 0,
+        duration_ns: 0,
+        tuple,
+        requested: state.peer,
+        verdict: Verdict::Allowed as u32,
+        reason: state.reason,
+        policy: state.policy,
+        path: path as u32,
+        hook: hook as u32,
+        source: state.source,
+        destination: state.destination,
+    }
+}
+
+/// A connection is about to be accepted. accept() cannot return it before this callback is done: the kernel holds the
+/// new socket's lock.
+#[inline(always)]
+fn on_accept(ctx: &SockOpsContext) {
+    let (local, remote) = ctx::ops_ends(ctx);
+    // Later segments find the socket itself: the admission has served.
+    let _ = ADMITTED.remove(Tuple::new(remote, local));
+    let key = LocalKey::new(ctx::netns_cookie(ctx), remote);
+    let Some(client) = copied!(ORIGINAL_SRC, &key) else { return };
+    let _ = ORIGINAL_SRC.remove(key);
+    if let Some(state) = ctx::ops_state_or_new(ctx) {
+        state.peer = client;
+        state.kind = SocketKind::Accepted as u32;
+    }
+}
+
+#[inline(always)]
+fn on_state(ctx: &SockOpsContext) {
+    let (old, new) = ctx::ops_state_change(ctx);
+    if new != BPF_TCP_CLOSE {
+        return;
+    }
+    let Some(state) = ctx::ops_state(ctx) else { return };
+    let state = *state;
+    let (local, remote) = ctx::ops_ends(ctx);
+    let netns = ctx::netns_cookie(ctx);
+    match state.kind {
+        k if k == SocketKind::Direct as u32 => {
+            let _ = ADMITTED.remove(Tuple::new(local, remote));
+            closed(ctx, &state, netns, Tuple::new(local, remote), Path::Direct);
+        }
+        k if k == SocketKind::Host as u32 => {
+            let _ = ADMITTED.remove(Tuple::new(local, remote));
+        }
+        // Once established the entry is the agent's to take, even if the app has already gone.
+        k if k == SocketKind::Tunnel as u32 && old == BPF_TCP_SYN_SENT => {
+            let _ = ORIGINAL_DST.remove(LocalKey::new(netns, local));
+        }
+        k if k == SocketKind::Passthrough as u32 => {
+            closed(ctx, &state, netns, Tuple::new(local, remote), Path::Passthrough);
+        }
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext, state: &SocketState, netns: u64, tuple: Tuple, path: Path) {
+    let mut event = flow(state, netns, tuple, path, Hook::Close);
+    let (sent, received) = ctx::ops_bytes(ctx);
+    event.bytes_sent = sent;
+    event.bytes_received = received;
+    event.duration_ns = event.time_ns.wrapping_sub(state.opened_ns);
+    emit(event);
+}
