@@ -11,5 +11,7 @@
 
 pub mod bpf;
 pub mod identity;
+pub mod pods;
 pub mod proxy;
 pub mod sys;
+pub mod telemetry;

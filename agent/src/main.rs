@@ -1,2 +1,16 @@
-//! The culvert binary.
-fn main() {}
+//! The `culvert` binary.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use culvert::cli::{Cli, run};
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("culvert: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use nix::sched::{CloneFlags, setns};
 
@@ -62,4 +63,10 @@ pub fn own_cgroup() -> io::Result<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup")?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
     Ok(cgroup2_mount()?.join(path))
+}
+
+/// The wall-clock moment at which CLOCK_MONOTONIC was zero, for the time stamps of kernel events.
+pub fn boot_time() -> SystemTime {
+    let monotonic = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    SystemTime::now().checked_sub(monotonic.unwrap_or_default()).unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -1,0 +1,176 @@
+//! The command line: `culvert agent` runs a node; the other verbs ask a running agent.
+
+mod client;
+mod show;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Node agent of an ambient service mesh: eBPF decides, HBONE encrypts.
+#[derive(Parser, Debug)]
+#[command(name = "culvert", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the agent of this node
+    Agent(Box<AgentArgs>),
+    /// List the workloads the mesh knows, with their protocol (HBONE once enrolled)
+    #[command(visible_alias = "workload")]
+    Workloads(QueryArgs),
+    /// List the services with their virtual addresses and ready endpoints
+    #[command(visible_alias = "service")]
+    Services(QueryArgs),
+    /// List the policies, with what is notable about each
+    #[command(visible_alias = "policy")]
+    Policies(QueryArgs),
+    /// Show recent connections: who, to whom, by which path, and why (not)
+    #[command(after_help = "Examples:\n  culvert flows --verdict refused\n  culvert flows --from test/curl -o json\n  culvert flows --follow")]
+    Flows(FlowArgs),
+    /// Print everything the agent knows as one JSON document
+    Dump(SocketArgs),
+    /// Print the agent's metrics
+    Metrics(SocketArgs),
+    /// Say whether the agent is ready, and if not, what it waits for
+    Ready(SocketArgs),
+}
+
+/// `culvert agent`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Example:\n  culvert agent --node n1 --manifests /etc/culvert/manifests --ca-dir /etc/culvert/ca")]
+pub struct AgentArgs {
+    /// This node's name, as in a pod's spec.nodeName
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// Name of this agent's pins (/sys/fs/bpf/culvert/NAME) and state (/run/culvert/NAME)
+    #[arg(long, env = "CULVERT_INSTANCE", default_value = "default")]
+    pub instance: String,
+    /// Folder of Kubernetes manifests to follow
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Folder with the embedded CA's root (ca.crt, ca.key), shared by the agents of a mesh; made when missing
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    /// cgroup v2 directory whose processes the hooks see [default: the cgroup v2 mount]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// SPIFFE trust domain of the mesh
+    #[arg(long, default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// DNS domain of the cluster
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Istio's root namespace: mesh-wide policies live there
+    #[arg(long, default_value = "istio-system")]
+    pub root_namespace: String,
+    /// How pods of this node reach each other: `direct` in the kernel, or `tunnel` to encrypt every byte
+    #[arg(long, value_enum, default_value_t = SameNode::Direct)]
+    pub same_node: SameNode,
+    /// Lifetime of workload certificates, in seconds; renewed at half of it
+    #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=31_536_000))]
+    pub certificate_ttl: u64,
+    /// Log filter, for example `info` or `culvert=debug`
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log: String,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Same-node traffic.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SameNode {
+    /// Plain TCP in the kernel, admitted by identity.
+    Direct,
+    /// HBONE, as between nodes.
+    Tunnel,
+}
+
+/// Log lines.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Which agent to ask.
+#[derive(Args, Debug)]
+struct SocketArgs {
+    /// The agent's instance, when several run on this machine
+    #[arg(long, env = "CULVERT_INSTANCE")]
+    instance: Option<String>,
+}
+
+#[derive(Args, Debug)]
+struct QueryArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Only this namespace
+    #[arg(short, long, visible_alias = "workload-namespace", visible_alias = "service-namespace")]
+    namespace: Option<String>,
+    /// Output form
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Args, Debug)]
+struct FlowArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Go on with new flows as they come
+    #[arg(short, long)]
+    follow: bool,
+    /// Only from this workload (namespace/name) or namespace
+    #[arg(long)]
+    from: Option<String>,
+    /// Only to this workload (namespace/name) or namespace
+    #[arg(long)]
+    to: Option<String>,
+    /// Only `allowed` or `refused`
+    #[arg(long, value_parser = ["allowed", "refused"])]
+    verdict: Option<String>,
+    /// Only the last N
+    #[arg(long, value_name = "N")]
+    last: Option<usize>,
+    /// Output form
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Output {
+    /// Columns for people.
+    Table,
+    /// JSON.
+    Json,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// Whatever the user should read.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Agent(args) => crate::app::run(*args),
+        Command::Workloads(args) => wait(show::list("workloads", &args)),
+        Command::Services(args) => wait(show::list("services", &args)),
+        Command::Policies(args) => wait(show::list("policies", &args)),
+        Command::Flows(args) => wait(show::flows(&args)),
+        Command::Dump(args) => wait(show::page("/dump", &args)),
+        Command::Metrics(args) => wait(show::page("/metrics", &args)),
+        Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
+    }
+}
+
+fn wait(future: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}

@@ -1,0 +1,277 @@
+//! Flow records: every verdict, opening and end of a connection of the mesh, in one form whoever reports it.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+use culvert_common::{FlowEvent, Hook, Path, Reason, Verdict};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::proxy::{Side, Stage, TunnelFlow};
+
+/// How many records are kept for `culvert flows`.
+pub const CAPACITY: usize = 1 << 16;
+
+/// Names for the numbers and addresses in an event.
+pub trait Names {
+    /// `namespace/name` of the pod with this address.
+    fn workload(&self, ip: IpAddr) -> Option<String>;
+    /// `namespace/name` of the service with this virtual address.
+    fn service(&self, vip: IpAddr) -> Option<String>;
+    /// The SPIFFE id behind an identity number.
+    fn identity(&self, id: u32) -> Option<String>;
+    /// `namespace/name` of the policy behind an index.
+    fn policy(&self, index: u32) -> Option<String>;
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct End {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The port; 0 at the source of a connection that was refused before it had one.
+    pub port: u16,
+    /// `namespace/name`, empty when no pod of the mesh has the address.
+    pub workload: String,
+    /// SPIFFE id, empty when none was proven.
+    pub identity: String,
+}
+
+/// What the app asked for.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Requested {
+    /// A virtual address or a pod's.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// `namespace/name` of the service, empty when it is not one.
+    pub service: String,
+}
+
+/// One record, as `culvert flows -o json` prints it.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Counts up from 1 on this agent.
+    pub seq: u64,
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// The node that reports.
+    pub node: String,
+    /// `opened`, `refused` or `closed`.
+    pub stage: &'static str,
+    /// `allowed` or `refused`.
+    pub verdict: &'static str,
+    /// `direct`, `tunnel` or `passthrough`.
+    pub path: &'static str,
+    /// `source` or `destination`: the end of the connection that reports.
+    pub side: &'static str,
+    /// [`Reason::as_str`].
+    pub reason: &'static str,
+    /// `namespace/name` of the policy that decided, or empty.
+    pub policy: String,
+    /// What went wrong, or empty.
+    pub error: String,
+    /// The client.
+    pub source: End,
+    /// The server: the chosen backend.
+    pub destination: End,
+    /// What the client asked for.
+    pub requested: Requested,
+    /// Bytes from client to server, at the end.
+    pub bytes_sent: u64,
+    /// Bytes from server to client, at the end.
+    pub bytes_received: u64,
+    /// Since the connection began, at its end.
+    pub duration_ms: u64,
+}
+
+enum Kept {
+    Kernel(FlowEvent),
+    Tunnel(Box<TunnelFlow>),
+}
+
+struct Ring {
+    next: u64,
+    kept: VecDeque<(u64, Timestamp, Kept)>,
+}
+
+/// The last [`CAPACITY`] flows. Recording is cheap; names are looked up when somebody reads.
+pub struct FlowLog {
+    node: String,
+    ring: Mutex<Ring>,
+    boot: SystemTime,
+}
+
+impl FlowLog {
+    /// An empty log of `node`.
+    pub fn new(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            ring: Mutex::new(Ring { next: 1, kept: VecDeque::new() }),
+            boot: crate::sys::boot_time(),
+        }
+    }
+
+    /// Keeps what a program reported.
+    pub fn kernel(&self, event: FlowEvent) -> u64 {
+        let time = self.boot.checked_add(Duration::from_nanos(event.time_ns));
+        self.keep(time.and_then(|t| Timestamp::try_from(t).ok()).unwrap_or_else(Timestamp::now), Kept::Kernel(event))
+    }
+
+    /// Keeps what the proxy reported.
+    pub fn tunnel(&self, flow: TunnelFlow) -> u64 {
+        self.keep(Timestamp::now(), Kept::Tunnel(Box::new(flow)))
+    }
+
+    fn keep(&self, time: Timestamp, kept: Kept) -> u64 {
+        let mut ring = self.lock();
+        let seq = ring.next;
+        ring.next += 1;
+        if ring.kept.len() == CAPACITY {
+            ring.kept.pop_front();
+        }
+        ring.kept.push_back((seq, time, kept));
+        seq
+    }
+
+    /// Number of the newest record, 0 when there is none.
+    pub fn last(&self) -> u64 {
+        self.lock().next - 1
+    }
+
+    /// The records after number `seq`, oldest first.
+    pub fn since(&self, seq: u64, names: &dyn Names) -> Vec<FlowRecord> {
+        let ring = self.lock();
+        let start = ring.kept.partition_point(|(n, ..)| *n <= seq);
+        ring.kept.range(start..).map(|(n, time, kept)| self.render(*n, *time, kept, names)).collect()
+    }
+
+    fn render(&self, seq: u64, time: Timestamp, kept: &Kept, names: &dyn Names) -> FlowRecord {
+        let mut record = match kept {
+            Kept::Kernel(event) => from_kernel(event, names),
+            Kept::Tunnel(flow) => from_tunnel(flow, names),
+        };
+        record.seq = seq;
+        record.time = time.to_string();
+        record.node.clone_from(&self.node);
+        record
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn from_kernel(event: &FlowEvent, names: &dyn Names) -> FlowRecord {
+    let allowed = event.verdict == Verdict::Allowed as u32;
+    let source: SocketAddr = event.tuple.source().into();
+    let destination: SocketAddr = event.tuple.destination().into();
+    let requested: SocketAddr = event.requested.into();
+    FlowRecord {
+        seq: 0,
+        time: String::new(),
+        node: String::new(),
+        stage: match event.hook {
+            h if h == Hook::Close as u32 => "closed",
+            _ if allowed => "opened",
+            _ => "refused",
+        },
+        verdict: verdict(allowed),
+        path: path(event.path),
+        side: if event.hook == Hook::Admit as u32 { "destination" } else { "source" },
+        reason: Reason::from_u32(event.reason).map_or("unknown", Reason::as_str),
+        policy: names.policy(event.policy).unwrap_or_default(),
+        error: String::new(),
+        source: end(source, names.identity(event.source), names),
+        destination: end(destination, names.identity(event.destination), names),
+        requested: asked(requested, names),
+        bytes_sent: event.bytes_sent,
+        bytes_received: event.bytes_received,
+        duration_ms: event.duration_ns / 1_000_000,
+    }
+}
+
+fn from_tunnel(flow: &TunnelFlow, names: &dyn Names) -> FlowRecord {
+    let (stage, bytes_sent, bytes_received, duration) = match flow.stage {
+        Stage::Opened => ("opened", 0, 0, Duration::ZERO),
+        Stage::Refused => ("refused", 0, 0, Duration::ZERO),
+        Stage::Closed { bytes_sent, bytes_received, duration } => ("closed", bytes_sent, bytes_received, duration),
+    };
+    FlowRecord {
+        seq: 0,
+        time: String::new(),
+        node: String::new(),
+        stage,
+        verdict: verdict(flow.decision.allowed()),
+        path: path(Path::Tunnel as u32),
+        side: match flow.side {
+            Side::Source => "source",
+            Side::Destination => "destination",
+        },
+        reason: flow.decision.reason.as_str(),
+        policy: names.policy(flow.decision.policy).unwrap_or_default(),
+        error: flow.error.clone(),
+        source: end(flow.client, flow.source.as_ref().map(ToString::to_string), names),
+        destination: end(flow.target, flow.destination.as_ref().map(ToString::to_string), names),
+        requested: asked(flow.requested, names),
+        bytes_sent,
+        bytes_received,
+        duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn verdict(allowed: bool) -> &'static str {
+    if allowed { "allowed" } else { "refused" }
+}
+
+fn path(number: u32) -> &'static str {
+    match number {
+        n if n == Path::Direct as u32 => "direct",
+        n if n == Path::Tunnel as u32 => "tunnel",
+        _ => "passthrough",
+    }
+}
+
+fn end(addr: SocketAddr, identity: Option<String>, names: &dyn Names) -> End {
+    End {
+        address: addr.ip(),
+        port: addr.port(),
+        workload: names.workload(addr.ip()).unwrap_or_default(),
+        identity: identity.unwrap_or_default(),
+    }
+}
+
+fn asked(addr: SocketAddr, names: &dyn Names) -> Requested {
+    Requested { address: addr.ip(), port: addr.port(), service: names.service(addr.ip()).unwrap_or_default() }
+}
+
+/// One line for people: who, to whom, how, and why (not).
+impl std::fmt::Display for FlowRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = |end: &End| match end.workload.as_str() {
+            "" => SocketAddr::new(end.address, end.port).to_string(),
+            workload => format!("{workload}:{}", end.port),
+        };
+        let (from, to) = (name(&self.source), name(&self.destination));
+        write!(f, "{} {} {from} -> {to}", self.stage.to_uppercase(), self.path)?;
+        if !self.requested.service.is_empty() {
+            write!(f, " (for {})", self.requested.service)?;
+        }
+        write!(f, " at {}: {}", self.side, self.reason)?;
+        if !self.policy.is_empty() {
+            write!(f, " [{}]", self.policy)?;
+        }
+        if !self.source.identity.is_empty() {
+            write!(f, " by {}", self.source.identity)?;
+        }
+        if !self.error.is_empty() {
+            write!(f, ": {}", self.error)?;
+        }
+        if self.stage == "closed" {
+            write!(f, " sent {} received {} in {} ms", self.bytes_sent, self.bytes_received, self.duration_ms)?;
+        }
+        Ok(())
+    }
+}
