@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 pub mod bpf;
+pub mod control;
 pub mod identity;
 pub mod pods;
 pub mod proxy;

@@ -1,3 +1,6 @@
 //! Local pods: found, enrolled, released.
 
 pub mod discovery;
+
+
+

@@ -1,0 +1,240 @@
+//! Enrolment: a pod joins when everything it needs is in place, and leaves without a trace.
+//!
+//! Joining: namespace found → listeners open in it → certificate there → tables name the pod as local → sk_lookup
+//! attached → `pods` entry written: only now are its connections decided. Leaving is the reverse.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_common::{Ip, Pod, cut};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::discovery;
+use crate::bpf::Kernel;
+use crate::identity::SpiffeId;
+use crate::proxy::{self, PodProxy, Shared};
+
+/// How long a certificate may take before enrolment is put off.
+const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
+/// How long tunnels into a pod that leaves are still accepted, so that other nodes can hear of it.
+const LEAVE_GRACE: Duration = Duration::from_millis(500);
+
+/// A pod of this node that should be enrolled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// metadata.uid.
+    pub uid: String,
+    /// `namespace/name`.
+    pub name: String,
+    /// Its addresses, one or both families.
+    pub addresses: Vec<IpAddr>,
+    /// Its identity.
+    pub identity: SpiffeId,
+    /// The `baggage` header of its tunnels.
+    pub baggage: String,
+}
+
+/// What the `pods` map says of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// Identity number.
+    pub identity: u32,
+    /// Policy class.
+    pub class: u32,
+}
+
+struct Enrolled {
+    wanted: Wanted,
+    netns: Arc<std::fs::File>,
+    cookie: u64,
+    written: Option<Numbers>,
+    stop: CancellationToken,
+}
+
+/// State of one pod, for the reader.
+#[derive(Clone, Debug, Serialize)]
+pub struct PodState {
+    /// `namespace/name`.
+    pub name: String,
+    /// `enrolled` or `pending`.
+    pub state: &'static str,
+    /// Why it is pending, or empty.
+    pub reason: String,
+    /// Netns cookie, 0 while pending.
+    pub netns_cookie: u64,
+}
+
+/// The pods of this node.
+pub struct Pods {
+    kernel: Arc<Kernel>,
+    proxy: Arc<Shared>,
+    cgroup_root: PathBuf,
+    enrolled: HashMap<String, Enrolled>,
+    pending: BTreeMap<String, (String, String)>,
+}
+
+impl Pods {
+    /// Nothing enrolled yet.
+    pub fn new(kernel: Arc<Kernel>, proxy: Arc<Shared>, cgroup_root: PathBuf) -> Self {
+        Self { kernel, proxy, cgroup_root, enrolled: HashMap::new(), pending: BTreeMap::new() }
+    }
+
+    /// Releases pods that are no longer wanted as they are: outbound first, then the destination's verdict. The tables
+    /// may forget them afterwards.
+    pub fn release(&mut self, wanted: &HashMap<String, Wanted>) {
+        let gone: Vec<String> =
+            self.enrolled.iter().filter(|(uid, e)| wanted.get(*uid) != Some(&e.wanted)).map(|(u, _)| u.clone()).collect();
+        for uid in gone {
+            let Some(pod) = self.enrolled.remove(&uid) else { continue };
+            report(&pod.wanted.name, "pods entry", self.kernel.maps.remove_pod(pod.cookie));
+            report(&pod.wanted.name, "sk_lookup link", self.kernel.detach_pod(pod.cookie));
+            tracing::info!(pod = pod.wanted.name, "left the mesh");
+            tokio::spawn(async move {
+                tokio::time::sleep(LEAVE_GRACE).await;
+                pod.stop.cancel();
+            });
+        }
+    }
+
+    /// Opens listeners and fetches certificates for pods that are new; those that cannot be found yet stay pending.
+    pub async fn prepare(&mut self, wanted: &HashMap<String, Wanted>) {
+        self.pending.retain(|uid, _| wanted.contains_key(uid) && !self.enrolled.contains_key(uid));
+        for (uid, pod) in wanted {
+            if self.enrolled.contains_key(uid) {
+                continue;
+            }
+            match self.open(pod).await {
+                Ok(enrolled) => {
+                    self.pending.remove(uid);
+                    self.enrolled.insert(uid.clone(), enrolled);
+                }
+                Err(reason) => {
+                    let known = self.pending.insert(uid.clone(), (pod.name.clone(), reason.clone()));
+                    if known.is_none_or(|(_, old)| old != reason) {
+                        tracing::warn!(pod = pod.name, reason, "cannot enrol yet");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn open(&self, pod: &Wanted) -> Result<Enrolled, String> {
+        let found = discovery::find(&self.cgroup_root, &pod.uid).map_err(|e| format!("reading cgroups: {e}"))?;
+        let netns = found.ok_or("no process of it runs on this node yet")?.file;
+        let cookie = crate::sys::netns_cookie(&netns).map_err(|e| format!("reading its netns cookie: {e}"))?;
+        let listeners = proxy::listeners::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
+        let certificate = self.proxy.certs.ensure(&pod.identity);
+        match tokio::time::timeout(CERTIFICATE_WAIT, certificate).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(format!("no certificate for {}: {error}", pod.identity)),
+            Err(_) => return Err(format!("no certificate for {} within {CERTIFICATE_WAIT:?}", pod.identity)),
+        }
+        let netns = Arc::new(netns);
+        let stop = CancellationToken::new();
+        let proxy = PodProxy {
+            netns: netns.clone(),
+            netns_cookie: cookie,
+            identity: pod.identity.clone(),
+            ips: pod.addresses.clone(),
+            name: pod.name.clone(),
+            baggage: pod.baggage.clone(),
+        };
+        proxy::serve_pod(proxy, listeners, self.proxy.clone(), stop.clone());
+        Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, stop })
+    }
+
+    /// UIDs of the pods whose listeners and certificates are in place.
+    pub fn serving(&self) -> HashSet<String> {
+        self.enrolled.keys().cloned().collect()
+    }
+
+    /// Puts the kernel's decisions in force for each serving pod. The tables already name them as local.
+    pub fn enforce(&mut self, numbers: &HashMap<String, Numbers>) {
+        for (uid, pod) in &mut self.enrolled {
+            let Some(numbers) = numbers.get(uid) else { continue };
+            if pod.written == Some(*numbers) {
+                continue;
+            }
+            let first = pod.written.is_none();
+            if let Err(reason) = enforce_one(&self.kernel, pod, *numbers, first) {
+                tracing::error!(pod = pod.wanted.name, reason, "cannot enforce; trying again");
+                self.pending.insert(uid.clone(), (pod.wanted.name.clone(), reason));
+                continue;
+            }
+            self.pending.remove(uid);
+            pod.written = Some(*numbers);
+            if first {
+                tracing::info!(pod = pod.wanted.name, identity = %pod.wanted.identity, "joined the mesh");
+            }
+        }
+    }
+
+    /// Removes what a predecessor left for pods that no longer exist.
+    pub fn sweep(&self) -> io::Result<()> {
+        let live: HashSet<u64> = self.enrolled.values().map(|pod| pod.cookie).collect();
+        for cookie in self.kernel.maps.pod_cookies() {
+            if !live.contains(&cookie) {
+                self.kernel.maps.remove_pod(cookie)?;
+            }
+        }
+        self.kernel.sweep_pods(&|cookie| live.contains(&cookie)).map(drop)
+    }
+
+    /// Whether something waits for another try.
+    pub fn is_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// All pods and their state.
+    pub fn states(&self) -> Vec<PodState> {
+        let mut states: Vec<PodState> = self
+            .enrolled
+            .iter()
+            .filter(|(uid, _)| !self.pending.contains_key(*uid))
+            .map(|(_, pod)| PodState {
+                name: pod.wanted.name.clone(),
+                state: "enrolled",
+                reason: String::new(),
+                netns_cookie: pod.cookie,
+            })
+            .collect();
+        states.extend(self.pending.values().map(|(name, reason)| PodState {
+            name: name.clone(),
+            state: "pending",
+            reason: reason.clone(),
+            netns_cookie: 0,
+        }));
+        states.sort_by(|a, b| a.name.cmp(&b.name));
+        states
+    }
+}
+
+fn enforce_one(kernel: &Kernel, pod: &Enrolled, numbers: Numbers, first: bool) -> Result<(), String> {
+    if first {
+        kernel.attach_pod(pod.cookie, pod.netns.as_fd()).map_err(|e| e.to_string())?;
+    }
+    let family = |v4: bool| {
+        let address = pod.wanted.addresses.iter().find(|a| a.is_ipv4() == v4);
+        address.map_or(Ip::from_words([0; 4]), |a| Ip::from(*a))
+    };
+    let entry = Pod {
+        identity: numbers.identity,
+        class: numbers.class,
+        ip4: family(true),
+        ip6: family(false),
+        name: cut(&pod.wanted.name),
+    };
+    kernel.maps.put_pod(pod.cookie, entry).map_err(|e| format!("BPF map pods: {e}"))
+}
+
+fn report<E: std::fmt::Display>(pod: &str, what: &str, result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::error!(pod, what, %error, "cannot be removed");
+    }
+}
