@@ -12,7 +12,9 @@
 pub mod bpf;
 pub mod control;
 pub mod identity;
+pub mod model;
 pub mod pods;
+pub mod policy;
 pub mod proxy;
 pub mod sys;
 pub mod telemetry;

@@ -1,6 +1,3 @@
 //! Local pods: found, enrolled, released.
 
 pub mod discovery;
-
-
-

@@ -39,7 +39,8 @@ struct File {
 /// When the folder does not exist or cannot be watched.
 pub fn follow(dir: &Path) -> io::Result<mpsc::Receiver<Vec<Update>>> {
     if !dir.is_dir() {
-        let text = format!("{}: no such folder: --manifests names a folder of Kubernetes YAML", dir.display());
+        let text =
+            format!("{}: no such folder: --manifests names a folder of Kubernetes YAML", dir.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
     let (wake, woken) = std_mpsc::channel();
@@ -100,7 +101,9 @@ impl Folder {
                 }
             }
             // An unreadable folder is not an empty one: everything stays.
-            Err(error) => folder_error = Some(problem(&self.dir, "folder", format!("cannot be read: {error}"))),
+            Err(error) => {
+                folder_error = Some(problem(&self.dir, "folder", format!("cannot be read: {error}")))
+            }
         }
         self.updates(folder_error)
     }
@@ -124,8 +127,13 @@ impl Folder {
                 wanted.insert(key, (object.clone(), path));
             }
         }
-        let mut updates: Vec<Update> =
-            self.objects.keys().filter(|key| !wanted.contains_key(key)).cloned().map(Update::Remove).collect();
+        let mut updates: Vec<Update> = self
+            .objects
+            .keys()
+            .filter(|key| !wanted.contains_key(key))
+            .cloned()
+            .map(Update::Remove)
+            .collect();
         for (key, (object, _)) in &wanted {
             if self.objects.get(key) != Some(object) {
                 updates.push(Update::Upsert(Box::new(object.clone())));
@@ -148,10 +156,13 @@ impl File {
         let result = if stamp.length > MAX_FILE {
             Err(problem(path, "file", format!("is larger than {} MiB: split it", MAX_FILE >> 20)))
         } else {
-            fs::read(path).map_err(|e| problem(path, "file", format!("cannot be read: {e}"))).and_then(|bytes| {
-                let text = String::from_utf8(bytes).map_err(|e| problem(path, "file", format!("is not UTF-8: {e}")))?;
-                parse(path, &text)
-            })
+            fs::read(path).map_err(|e| problem(path, "file", format!("cannot be read: {e}"))).and_then(
+                |bytes| {
+                    let text = String::from_utf8(bytes)
+                        .map_err(|e| problem(path, "file", format!("is not UTF-8: {e}")))?;
+                    parse(path, &text)
+                },
+            )
         };
         match result {
             Ok(parsed) => {

@@ -62,10 +62,18 @@ where
     #[serde(default)]
     pub metadata: Meta,
     /// Spec; `spec:` with nothing is the empty spec.
-    #[serde(default = "Default::default", deserialize_with = "null_is_default", bound(deserialize = "S: Deserialize<'de> + Default"))]
+    #[serde(
+        default = "Default::default",
+        deserialize_with = "null_is_default",
+        bound(deserialize = "S: Deserialize<'de> + Default")
+    )]
     pub spec: S,
     /// Status.
-    #[serde(default = "Default::default", deserialize_with = "null_is_default", bound(deserialize = "T: Deserialize<'de> + Default"))]
+    #[serde(
+        default = "Default::default",
+        deserialize_with = "null_is_default",
+        bound(deserialize = "T: Deserialize<'de> + Default")
+    )]
     pub status: T,
 }
 

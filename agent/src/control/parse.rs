@@ -116,11 +116,21 @@ fn one(file: &Path, offset: u64, text: &str, parsed: &mut Parsed) -> Result<(), 
     Ok(())
 }
 
-fn typed(file: &Path, offset: u64, head: &Head, name: &str, text: &str) -> Result<Option<Object>, ManifestError> {
+fn typed(
+    file: &Path,
+    offset: u64,
+    head: &Head,
+    name: &str,
+    text: &str,
+) -> Result<Option<Object>, ManifestError> {
     let group = head.api_version.rsplit_once('/').map_or("", |(group, _)| group);
     let mut object = match (group, head.kind.as_str()) {
-        ("security.istio.io", "AuthorizationPolicy") => Object::AuthorizationPolicy(yaml(file, offset, name, text)?),
-        ("security.istio.io", "PeerAuthentication") => Object::PeerAuthentication(yaml(file, offset, name, text)?),
+        ("security.istio.io", "AuthorizationPolicy") => {
+            Object::AuthorizationPolicy(yaml(file, offset, name, text)?)
+        }
+        ("security.istio.io", "PeerAuthentication") => {
+            Object::PeerAuthentication(yaml(file, offset, name, text)?)
+        }
         ("discovery.k8s.io", "EndpointSlice") => Object::EndpointSlice(yaml(file, offset, name, text)?),
         ("", "Namespace") => Object::Namespace(yaml(file, offset, name, text)?),
         ("", "Node") => Object::Node(yaml(file, offset, name, text)?),
@@ -151,7 +161,10 @@ fn validate(object: &Object) -> Result<(), String> {
         return Err("spec.selector and spec.targetRefs exclude each other: keep one".to_owned());
     }
     if spec.action != Action::Allow && spec.rules.is_empty() {
-        return Err("spec.rules is empty: only an ALLOW policy may have no rules (it then denies everything)".to_owned());
+        return Err(
+            "spec.rules is empty: only an ALLOW policy may have no rules (it then denies everything)"
+                .to_owned(),
+        );
     }
     for (r, rule) in spec.rules.iter().enumerate() {
         for (t, to) in rule.to.iter().enumerate() {
@@ -224,7 +237,10 @@ mod tests {
              apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Node, metadata: {name: n1}}\n\
              - {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}\n---\n\
              apiVersion: v1\nkind: ServiceAccountList\nitems:\n- metadata: {name: x, namespace: a}\n");
-        assert_eq!(parsed.objects.iter().map(Object::kind).collect::<Vec<_>>(), ["Namespace", "Node", "ServiceAccount"]);
+        assert_eq!(
+            parsed.objects.iter().map(Object::kind).collect::<Vec<_>>(),
+            ["Namespace", "Node", "ServiceAccount"]
+        );
         assert_eq!(parsed.ignored.get("Deployment"), Some(&1));
     }
 
@@ -240,8 +256,10 @@ mod tests {
 
     #[test]
     fn errors_name_line_object_and_field() {
-        let e = err("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: security.istio.io/v1\n\
-             kind: PeerAuthentication\nmetadata: {name: p, namespace: a}\nspec:\n  mtls:\n    mode: STRIKT\n");
+        let e = err(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: security.istio.io/v1\n\
+             kind: PeerAuthentication\nmetadata: {name: p, namespace: a}\nspec:\n  mtls:\n    mode: STRIKT\n",
+        );
         assert_eq!(e.object, "PeerAuthentication a/p");
         assert_eq!(e.line, Some(10));
         assert!(e.message.contains("STRIKT"), "{e}");

@@ -117,7 +117,10 @@ impl FlowLog {
     /// Keeps what a program reported.
     pub fn kernel(&self, event: FlowEvent) -> u64 {
         let time = self.boot.checked_add(Duration::from_nanos(event.time_ns));
-        self.keep(time.and_then(|t| Timestamp::try_from(t).ok()).unwrap_or_else(Timestamp::now), Kept::Kernel(event))
+        self.keep(
+            time.and_then(|t| Timestamp::try_from(t).ok()).unwrap_or_else(Timestamp::now),
+            Kept::Kernel(event),
+        )
     }
 
     /// Keeps what the proxy reported.
@@ -197,7 +200,9 @@ fn from_tunnel(flow: &TunnelFlow, names: &dyn Names) -> FlowRecord {
     let (stage, bytes_sent, bytes_received, duration) = match flow.stage {
         Stage::Opened => ("opened", 0, 0, Duration::ZERO),
         Stage::Refused => ("refused", 0, 0, Duration::ZERO),
-        Stage::Closed { bytes_sent, bytes_received, duration } => ("closed", bytes_sent, bytes_received, duration),
+        Stage::Closed { bytes_sent, bytes_received, duration } => {
+            ("closed", bytes_sent, bytes_received, duration)
+        }
     };
     FlowRecord {
         seq: 0,
@@ -270,7 +275,11 @@ impl std::fmt::Display for FlowRecord {
             write!(f, ": {}", self.error)?;
         }
         if self.stage == "closed" {
-            write!(f, " sent {} received {} in {} ms", self.bytes_sent, self.bytes_received, self.duration_ms)?;
+            write!(
+                f,
+                " sent {} received {} in {} ms",
+                self.bytes_sent, self.bytes_received, self.duration_ms
+            )?;
         }
         Ok(())
     }

@@ -23,12 +23,23 @@ impl Metrics {
     /// The text that `/metrics` serves.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        header(&mut text, "culvert_kernel_connections_total", "counter", "Decisions of the BPF programs, by kind.");
+        header(
+            &mut text,
+            "culvert_kernel_connections_total",
+            "counter",
+            "Decisions of the BPF programs, by kind.",
+        );
         for (counter, value) in &self.kernel {
-            let _ = writeln!(text, "culvert_kernel_connections_total{{kind=\"{}\"}} {value}", counter.as_str());
+            let _ =
+                writeln!(text, "culvert_kernel_connections_total{{kind=\"{}\"}} {value}", counter.as_str());
         }
         let single = [
-            ("culvert_relay_bytes_total", "counter", "Bytes carried through tunnels by the agent.", self.relayed_bytes),
+            (
+                "culvert_relay_bytes_total",
+                "counter",
+                "Bytes carried through tunnels by the agent.",
+                self.relayed_bytes,
+            ),
             ("culvert_tunnels_open", "gauge", "Tunnelled connections now open.", self.open_tunnels),
             ("culvert_pods_enrolled", "gauge", "Enrolled pods of this node.", self.enrolled_pods),
             ("culvert_pods_pending", "gauge", "Pods whose enrolment has not finished.", self.pending_pods),
