@@ -11,6 +11,7 @@
 
 pub mod bpf;
 pub mod control;
+pub mod hbone;
 pub mod identity;
 pub mod model;
 pub mod pods;
