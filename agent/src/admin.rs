@@ -93,14 +93,22 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 
 async fn bind_tcp(port: u16) -> io::Result<TcpListener> {
     match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable || error.kind() == io::ErrorKind::Unsupported => {
+        Err(error)
+            if error.kind() == io::ErrorKind::AddrNotAvailable
+                || error.kind() == io::ErrorKind::Unsupported =>
+        {
             TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await
         }
         result => result,
     }
 }
 
-async fn accept_tcp(listener: TcpListener, view: Arc<dyn View>, audience: Audience, shutdown: CancellationToken) {
+async fn accept_tcp(
+    listener: TcpListener,
+    view: Arc<dyn View>,
+    audience: Audience,
+    shutdown: CancellationToken,
+) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -127,7 +135,8 @@ where
             let view = view.clone();
             async move { Ok::<_, Infallible>(answer(&*view, &request, audience)) }
         });
-        let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        let served =
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         if let Err(error) = served {
             tracing::debug!(%error, "admin connection ended");
         }
@@ -144,7 +153,9 @@ fn answer(view: &dyn View, request: &Request<Incoming>, audience: Audience) -> R
         "/metrics" | "/stats/prometheus" if operator || audience == Audience::Scraper => {
             reply(StatusCode::OK, "text/plain; version=0.0.4", view.metrics())
         }
-        "/flows" if operator => reply(StatusCode::OK, "application/x-ndjson", view.flows(since(request.uri().query()))),
+        "/flows" if operator => {
+            reply(StatusCode::OK, "application/x-ndjson", view.flows(since(request.uri().query())))
+        }
         "/dump" if operator => reply(StatusCode::OK, "application/json", view.dump()),
         _ => reply(StatusCode::NOT_FOUND, "text/plain", "no such page\n".to_owned()),
     }

@@ -30,8 +30,15 @@ enum Command {
     /// List the policies, with what is notable about each
     #[command(visible_alias = "policy")]
     Policies(QueryArgs),
+    /// List the certificates of this node's identities
+    #[command(visible_alias = "certificate")]
+    Certificates(QueryArgs),
+    /// List the pods of this node that are enrolled or waiting to be, with the reason
+    Pods(QueryArgs),
     /// Show recent connections: who, to whom, by which path, and why (not)
-    #[command(after_help = "Examples:\n  culvert flows --verdict refused\n  culvert flows --from test/curl -o json\n  culvert flows --follow")]
+    #[command(
+        after_help = "Examples:\n  culvert flows --verdict refused\n  culvert flows --from test/curl -o json\n  culvert flows --follow"
+    )]
     Flows(FlowArgs),
     /// Print everything the agent knows as one JSON document
     Dump(SocketArgs),
@@ -43,7 +50,9 @@ enum Command {
 
 /// `culvert agent`.
 #[derive(Args, Debug, Clone)]
-#[command(after_help = "Example:\n  culvert agent --node n1 --manifests /etc/culvert/manifests --ca-dir /etc/culvert/ca")]
+#[command(
+    after_help = "Example:\n  culvert agent --node n1 --manifests /etc/culvert/manifests --ca-dir /etc/culvert/ca"
+)]
 pub struct AgentArgs {
     /// This node's name, as in a pod's spec.nodeName
     #[arg(long, env = "NODE_NAME")]
@@ -164,6 +173,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Workloads(args) => wait(show::list("workloads", &args)),
         Command::Services(args) => wait(show::list("services", &args)),
         Command::Policies(args) => wait(show::list("policies", &args)),
+        Command::Certificates(args) => wait(show::list("certificates", &args)),
+        Command::Pods(args) => wait(show::list("pods", &args)),
         Command::Flows(args) => wait(show::flows(&args)),
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),

@@ -2,14 +2,25 @@
 //!
 //! # Layout
 //!
-//! In the order a connection meets them:
+//! In the order in which the world reaches a connection:
 //!
+//! * [`control`]: where the agent learns of pods, services and policies: a watched folder of manifests.
+//! * [`model`]: all objects, and the mesh that follows from them: workloads, services, endpoints.
+//! * [`policy`]: AuthorizationPolicy and PeerAuthentication, compiled into the rows that the kernel reads.
+//! * [`bpf`]: the kernel side: loading, pinning, the order in which maps are written, flow events. Only it knows aya.
+//! * [`pods`]: local pods: found by their cgroup, enrolled, released.
+//! * [`proxy`]: what the kernel hands over: outbound, inbound, and the relay between a socket and a tunnel.
+//! * [`hbone`]: HTTP/2 CONNECT over mutual TLS, both ends.
 //! * [`identity`]: SPIFFE ids, the CA, certificates and how a peer's identity is checked.
-//! * [`proxy`]: what the kernel hands over: outbound, inbound, and the relay between two sockets.
+//! * [`telemetry`]: flow records and metrics. [`admin`]: the socket that shows them. [`cli`]: who asks.
 //! * [`sys`]: the few system calls that need `unsafe` or a network namespace.
+//! * [`app`]: the only place that knows everyone.
 #![deny(unsafe_code)]
 
+pub mod admin;
+pub mod app;
 pub mod bpf;
+pub mod cli;
 pub mod control;
 pub mod hbone;
 pub mod identity;

@@ -1,3 +1,6 @@
 //! Local pods: found, enrolled, released.
 
 pub mod discovery;
+mod enroll;
+
+pub use enroll::{Numbers, PodState, Pods, Wanted};

@@ -21,4 +21,4 @@ mod reference;
 mod tests;
 
 pub use compile::{Compiled, Interner, compile};
-pub use select::{Finding, PolicySet};
+pub use select::{Finding, PolicyRow, PolicySet};

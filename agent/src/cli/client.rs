@@ -10,14 +10,14 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 /// Where agents keep their state, one directory an instance.
-pub const STATE_DIR: &str = "/run/culvert";
+pub(super) const STATE_DIR: &str = "/run/culvert";
 
 /// The socket of `instance`, or of the only agent of this machine when none is named.
 ///
 /// # Errors
 ///
 /// When there is no agent, or several and none was named.
-pub fn socket(instance: Option<&str>) -> Result<PathBuf> {
+pub(super) fn socket(instance: Option<&str>) -> Result<PathBuf> {
     let of = |name: &str| Path::new(STATE_DIR).join(name).join("admin.sock");
     if let Some(name) = instance {
         return Ok(of(name));
@@ -30,7 +30,9 @@ pub fn socket(instance: Option<&str>) -> Result<PathBuf> {
         .unwrap_or_default();
     found.sort();
     match &found[..] {
-        [] => bail!("no agent runs on this machine (nothing in {STATE_DIR}); start `culvert agent` or name --instance"),
+        [] => bail!(
+            "no agent runs on this machine (nothing in {STATE_DIR}); start `culvert agent` or name --instance"
+        ),
         [one] => Ok(of(one)),
         _ => bail!("several agents run on this machine: name one with --instance: {}", found.join(", ")),
     }
@@ -41,7 +43,7 @@ pub fn socket(instance: Option<&str>) -> Result<PathBuf> {
 /// # Errors
 ///
 /// When the agent cannot be reached or answers with an error.
-pub async fn get(socket: &Path, path: &str) -> Result<String> {
+pub(super) async fn get(socket: &Path, path: &str) -> Result<String> {
     let stream = UnixStream::connect(socket)
         .await
         .with_context(|| format!("cannot reach the agent at {}: is it running?", socket.display()))?;

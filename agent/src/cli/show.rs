@@ -27,6 +27,18 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
             ("WAYPOINT", "waypoint"),
             ("ENDPOINTS", "endpoints"),
         ],
+        "certificates" => &[
+            ("IDENTITY", "identity"),
+            ("SERIAL NUMBER", "serial"),
+            ("NOT BEFORE", "not_before"),
+            ("NOT AFTER", "not_after"),
+        ],
+        "pods" => &[
+            ("POD", "name"),
+            ("STATE", "state"),
+            ("NETNS COOKIE", "netns_cookie"),
+            ("WAITING FOR", "reason"),
+        ],
         _ => &[
             ("NAMESPACE", "namespace"),
             ("POLICY NAME", "name"),
@@ -41,7 +53,8 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
 /// Prints one list of the agent's dump.
 pub(super) async fn list(name: &str, args: &QueryArgs) -> Result<()> {
     let socket = client::socket(args.socket.instance.as_deref())?;
-    let dump: Value = serde_json::from_str(&client::get(&socket, "/dump").await?).context("the agent's dump")?;
+    let dump: Value =
+        serde_json::from_str(&client::get(&socket, "/dump").await?).context("the agent's dump")?;
     let rows = dump.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
     let wanted = |row: &Value| args.namespace.as_deref().is_none_or(|ns| row["namespace"] == ns);
     let rows: Vec<Value> = rows.into_iter().filter(wanted).collect();
@@ -78,8 +91,11 @@ pub(super) async fn flows(args: &FlowArgs) -> Result<()> {
     let mut first = true;
     loop {
         let text = client::get(&socket, &format!("/flows?since={seen}")).await?;
-        let records: Vec<Value> =
-            text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("the agent's flow records")?;
+        let records: Vec<Value> = text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .context("the agent's flow records")?;
         seen = records.last().and_then(|r| r["seq"].as_u64()).unwrap_or(seen);
         let mut wanted: Vec<&Value> = records.iter().filter(|record| matches(record, args)).collect();
         if let (true, Some(last)) = (first, args.last) {

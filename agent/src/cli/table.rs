@@ -1,7 +1,7 @@
 //! Plain tables as kubectl prints them: upper-case titles, columns padded with three spaces, nothing drawn.
 
 /// Renders `rows` under `titles`.
-pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = titles.iter().map(|title| title.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -31,7 +31,8 @@ fn line<'a>(widths: &[usize], cells: impl Iterator<Item = &'a str>) -> String {
 mod tests {
     #[test]
     fn columns_line_up_and_lines_do_not_trail() {
-        let rows = vec![vec!["a".to_owned(), "long-name".to_owned()], vec!["namespace".to_owned(), String::new()]];
+        let rows =
+            vec![vec!["a".to_owned(), "long-name".to_owned()], vec!["namespace".to_owned(), String::new()]];
         let text = super::render(&["NAMESPACE", "NAME"], &rows);
         assert_eq!(text, "NAMESPACE   NAME\na           long-name\nnamespace\n");
     }

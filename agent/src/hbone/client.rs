@@ -184,7 +184,9 @@ impl Pool {
             let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
             if routes.len() > 1024 {
                 // Routes whose last user is gone and that hold no open connection.
-                routes.retain(|_, c| Arc::strong_count(c) > 1 || c.try_lock().is_ok_and(|c| c.iter().any(Pooled::open)));
+                routes.retain(|_, c| {
+                    Arc::strong_count(c) > 1 || c.try_lock().is_ok_and(|c| c.iter().any(Pooled::open))
+                });
             }
             routes.entry(route.clone()).or_default().clone()
         };
@@ -238,13 +240,18 @@ async fn timed<T>(address: SocketAddr, future: impl Future<Output = T>) -> Resul
 fn tls_error(address: SocketAddr, error: io::Error) -> TunnelError {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     match inner {
-        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => match other.0.downcast_ref() {
-            Some(peer @ (PeerError::NoIdentity | PeerError::Unexpected { .. } | PeerError::TrustDomain { .. })) => {
-                TunnelError::WrongPeer(peer.to_string())
-            }
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => match other
+            .0
+            .downcast_ref()
+        {
+            Some(
+                peer @ (PeerError::NoIdentity | PeerError::Unexpected { .. } | PeerError::TrustDomain { .. }),
+            ) => TunnelError::WrongPeer(peer.to_string()),
             None => TunnelError::Tls { address, source: error },
         },
-        Some(rustls::Error::InvalidCertificate(why)) => TunnelError::WrongPeer(format!("peer certificate: {why:?}")),
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            TunnelError::WrongPeer(format!("peer certificate: {why:?}"))
+        }
         _ => TunnelError::Tls { address, source: error },
     }
 }

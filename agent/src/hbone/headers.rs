@@ -49,7 +49,10 @@ mod tests {
         for client in ["10.244.0.24:46238", "[fd00::1]:80"] {
             let client: SocketAddr = client.parse().unwrap();
             assert_eq!(parse_forwarded(&forwarded(client, None)), Some(client));
-            assert_eq!(parse_forwarded(&forwarded(client, Some("echo.default.svc.cluster.local"))), Some(client));
+            assert_eq!(
+                parse_forwarded(&forwarded(client, Some("echo.default.svc.cluster.local"))),
+                Some(client)
+            );
         }
         let client: SocketAddr = "127.0.0.1:80".parse().unwrap();
         assert_eq!(forwarded(client, Some("example.com")), "for=\"127.0.0.1:80\";host=example.com");

@@ -62,7 +62,8 @@ where
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .handshake(tls);
     let handshake = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await;
-    let mut connection = handshake.map_err(|_| "HTTP/2 handshake timed out")?.map_err(|e| format!("HTTP/2: {e}"))?;
+    let mut connection =
+        handshake.map_err(|_| "HTTP/2 handshake timed out")?.map_err(|e| format!("HTTP/2: {e}"))?;
     let alive = keep_alive(connection.ping_pong());
     tokio::pin!(alive);
     loop {

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -110,7 +110,8 @@ impl EmbeddedCa {
 
     fn from_pem(cert: &str, key: &str) -> Result<Self, rcgen::Error> {
         use rustls::pki_types::pem::PemObject;
-        let root = CertificateDer::from_pem_slice(cert.as_bytes()).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        let root = CertificateDer::from_pem_slice(cert.as_bytes())
+            .map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
         let issuer = Issuer::from_ca_cert_pem(cert, KeyPair::from_pem(key)?)?;
         Ok(Self { root, issuer })
     }
@@ -125,13 +126,19 @@ impl EmbeddedCa {
     /// # Errors
     ///
     /// When signing fails.
-    pub fn issue_between(&self, id: &SpiffeId, from: SystemTime, until: SystemTime) -> Result<Issued, CaError> {
+    pub fn issue_between(
+        &self,
+        id: &SpiffeId,
+        from: SystemTime,
+        until: SystemTime,
+    ) -> Result<Issued, CaError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(id.to_string().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = OffsetDateTime::from(from);
         params.not_after = OffsetDateTime::from(until);
         let leaf = params.signed_by(&key, &self.issuer)?;

@@ -12,8 +12,8 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    RootCertStore, ServerConfig, SignatureScheme,
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -85,7 +85,16 @@ impl Certified {
         server.alpn_protocols = vec![b"h2".to_vec()];
         server.send_tls13_tickets = 0;
         let server = Arc::new(server);
-        Ok(Self { id, provider, key, roots, server, not_before: issued.not_before, not_after: issued.not_after, serial })
+        Ok(Self {
+            id,
+            provider,
+            key,
+            roots,
+            server,
+            not_before: issued.not_before,
+            not_after: issued.not_after,
+            serial,
+        })
     }
 
     /// Settings to accept tunnels as this identity.
@@ -99,8 +108,11 @@ impl Certified {
     ///
     /// When the provider cannot do TLS 1.3.
     pub fn client(&self, expected: &SpiffeId) -> Result<Arc<ClientConfig>, Error> {
-        let verifier =
-            ServerVerifier { roots: self.roots.clone(), provider: self.provider.clone(), expected: expected.clone() };
+        let verifier = ServerVerifier {
+            roots: self.roots.clone(),
+            provider: self.provider.clone(),
+            expected: expected.clone(),
+        };
         let mut client = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
@@ -140,7 +152,10 @@ fn identities(cert: &CertificateDer<'_>) -> Vec<SpiffeId> {
 ///
 /// [`PeerError::NoIdentity`].
 pub fn peer_identity(certs: Option<&[CertificateDer<'_>]>) -> Result<SpiffeId, PeerError> {
-    certs.and_then(|c| c.first()).and_then(|leaf| identities(leaf).into_iter().next()).ok_or(PeerError::NoIdentity)
+    certs
+        .and_then(|c| c.first())
+        .and_then(|leaf| identities(leaf).into_iter().next())
+        .ok_or(PeerError::NoIdentity)
 }
 
 fn refuse(error: PeerError) -> Error {

@@ -13,7 +13,7 @@ use crate::control::objects::{
 use crate::identity::SpiffeId;
 
 /// The enrolment label of pods and namespaces.
-pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// Pods of these namespaces are never enrolled (istio-cni's default).
 const EXCLUDED_NAMESPACES: [&str; 1] = ["kube-system"];
 

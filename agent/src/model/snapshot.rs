@@ -25,7 +25,6 @@ pub struct Snapshot {
 
 /// A line of `culvert workloads`.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "columns")]
 pub struct WorkloadRow {
     pub namespace: String,
     pub name: String,
@@ -39,7 +38,6 @@ pub struct WorkloadRow {
 
 /// A line of `culvert services`.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "columns")]
 pub struct ServiceRow {
     pub namespace: String,
     pub name: String,

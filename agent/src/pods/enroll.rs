@@ -88,8 +88,12 @@ impl Pods {
     /// Releases pods that are no longer wanted as they are: outbound first, then the destination's verdict. The tables
     /// may forget them afterwards.
     pub fn release(&mut self, wanted: &HashMap<String, Wanted>) {
-        let gone: Vec<String> =
-            self.enrolled.iter().filter(|(uid, e)| wanted.get(*uid) != Some(&e.wanted)).map(|(u, _)| u.clone()).collect();
+        let gone: Vec<String> = self
+            .enrolled
+            .iter()
+            .filter(|(uid, e)| wanted.get(*uid) != Some(&e.wanted))
+            .map(|(u, _)| u.clone())
+            .collect();
         for uid in gone {
             let Some(pod) = self.enrolled.remove(&uid) else { continue };
             report(&pod.wanted.name, "pods entry", self.kernel.maps.remove_pod(pod.cookie));
@@ -125,10 +129,13 @@ impl Pods {
     }
 
     async fn open(&self, pod: &Wanted) -> Result<Enrolled, String> {
-        let found = discovery::find(&self.cgroup_root, &pod.uid).map_err(|e| format!("reading cgroups: {e}"))?;
+        let found =
+            discovery::find(&self.cgroup_root, &pod.uid).map_err(|e| format!("reading cgroups: {e}"))?;
         let netns = found.ok_or("no process of it runs on this node yet")?.file;
-        let cookie = crate::sys::netns_cookie(&netns).map_err(|e| format!("reading its netns cookie: {e}"))?;
-        let listeners = proxy::listeners::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
+        let cookie =
+            crate::sys::netns_cookie(&netns).map_err(|e| format!("reading its netns cookie: {e}"))?;
+        let listeners =
+            proxy::listeners::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
         let certificate = self.proxy.certs.ensure(&pod.identity);
         match tokio::time::timeout(CERTIFICATE_WAIT, certificate).await {
             Ok(Ok(())) => {}

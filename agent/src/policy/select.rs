@@ -45,13 +45,18 @@ struct Scoped<T> {
 
 /// What the CLI lists.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "columns")]
 pub struct PolicyRow {
+    /// Namespace.
     pub namespace: String,
+    /// Name.
     pub name: String,
+    /// AuthorizationPolicy or PeerAuthentication.
     pub kind: &'static str,
+    /// ALLOW, DENY, … or STRICT, PERMISSIVE, …
     pub action: String,
+    /// `mesh`, `namespace`, `workload` or `waypoint`.
     pub scope: &'static str,
+    /// What its author should know.
     pub notes: Vec<String>,
 }
 

@@ -26,7 +26,12 @@ const HANDSHAKES: usize = 256;
 const MESH_PORTS: [u16; 3] = [OUTBOUND_PORT, HBONE_PORT, 15006];
 
 /// Accepts tunnel connections.
-pub(super) async fn accept(listener: TcpListener, pod: Arc<PodProxy>, shared: Arc<Shared>, stop: CancellationToken) {
+pub(super) async fn accept(
+    listener: TcpListener,
+    pod: Arc<PodProxy>,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         let accepted = tokio::select! {
@@ -104,7 +109,14 @@ async fn carry(incoming: Incoming, pod: &PodProxy, shared: &Shared) {
         Ok(app) => app,
         Err(error) => {
             let error = format!("cannot connect to {target}: {error}");
-            return deny(respond, flow, shared, StatusCode::SERVICE_UNAVAILABLE, Reason::UpstreamFailed, error);
+            return deny(
+                respond,
+                flow,
+                shared,
+                StatusCode::SERVICE_UNAVAILABLE,
+                Reason::UpstreamFailed,
+                error,
+            );
         }
     };
     let mut response = Response::new(());
@@ -139,12 +151,18 @@ fn deny(
 }
 
 /// Connects to the app from the pod's own address; the app will see `client`.
-async fn connect_app(pod: &PodProxy, target: SocketAddr, client: SocketAddr, shared: &Shared) -> io::Result<TcpStream> {
+async fn connect_app(
+    pod: &PodProxy,
+    target: SocketAddr,
+    client: SocketAddr,
+    shared: &Shared,
+) -> io::Result<TcpStream> {
     let socket = sys::tcp_socket_in(&*pod.netns, SocketAddr::new(target.ip(), 0))?;
     let local = socket.local_addr()?;
     shared.mesh.put_original_src(pod.netns_cookie, local, client)?;
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(target)).await;
-    let result = connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the app does not answer")));
+    let result =
+        connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the app does not answer")));
     match result {
         Ok(stream) => {
             let _ = sys::tune(&stream); // an option less is no reason to fail the connection

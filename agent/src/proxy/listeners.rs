@@ -58,7 +58,9 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
 fn optional(result: io::Result<Socket>) -> io::Result<Option<Socket>> {
     match result {
         Ok(socket) => Ok(Some(socket)),
-        Err(e) if matches!(e.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) => Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) => {
+            Ok(None)
+        }
         Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => Ok(None),
         Err(e) => Err(e),
     }

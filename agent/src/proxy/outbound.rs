@@ -16,7 +16,12 @@ use crate::hbone::headers::{forwarded, unmapped};
 use crate::sys;
 
 /// Accepts what the connect hook leads here.
-pub(super) async fn accept(listener: TcpListener, pod: Arc<PodProxy>, shared: Arc<Shared>, stop: CancellationToken) {
+pub(super) async fn accept(
+    listener: TcpListener,
+    pod: Arc<PodProxy>,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -41,7 +46,8 @@ async fn carry(stream: TcpStream, accepted: SocketAddr, pod: &PodProxy, shared: 
         Ok(None) => return refuse_unknown(&stream, accepted, pod, shared, ""),
         Err(error) => return refuse_unknown(&stream, accepted, pod, shared, &error.to_string()),
     };
-    let (requested, target): (SocketAddr, SocketAddr) = (destination.requested.into(), destination.target.into());
+    let (requested, target): (SocketAddr, SocketAddr) =
+        (destination.requested.into(), destination.target.into());
     let own = pod.address_like(target.ip());
     let mut flow = TunnelFlow {
         side: Side::Source,
@@ -113,7 +119,9 @@ fn reason(error: &TunnelError) -> Reason {
     match error {
         TunnelError::WrongPeer(_) => Reason::WrongPeer,
         TunnelError::Status { status, .. } if *status == StatusCode::UNAUTHORIZED => Reason::PeerRefused,
-        TunnelError::Status { status, .. } if *status == StatusCode::SERVICE_UNAVAILABLE => Reason::UpstreamFailed,
+        TunnelError::Status { status, .. } if *status == StatusCode::SERVICE_UNAVAILABLE => {
+            Reason::UpstreamFailed
+        }
         TunnelError::Status { .. } => Reason::BadRequest,
         TunnelError::Certificate(_)
         | TunnelError::Tcp { .. }

@@ -1,0 +1,284 @@
+//! The agent: the one place that knows everyone. Reads top down as the story of a start and of a change.
+
+mod mesh;
+mod view;
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::bpf::{EventStream, Kernel, KernelConfig};
+use crate::cli::{AgentArgs, LogFormat, SameNode};
+use crate::control::{Update, manifests};
+use crate::identity::{Ca, CertStore, EmbeddedCa};
+use crate::model::{Settings, Snapshot, World, desired};
+use crate::pods::{Numbers, Pods, Wanted};
+use crate::policy::{Interner, PolicySet, compile};
+use crate::proxy::Shared;
+use crate::telemetry::flows::FlowLog;
+use crate::{admin, sys};
+use mesh::MeshView;
+use view::{Published, State};
+
+/// How often pods that could not be enrolled are tried again.
+const RETRY: Duration = Duration::from_millis(100);
+/// Pins of all instances.
+const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
+
+/// Runs `culvert agent` until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// What keeps the agent from starting, or the loss of something that it cannot do without.
+pub fn run(args: AgentArgs) -> Result<()> {
+    init_logging(&args)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(start(args))
+}
+
+fn init_logging(args: &AgentArgs) -> Result<()> {
+    let filter =
+        EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is not a log filter", args.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+async fn start(args: AgentArgs) -> Result<()> {
+    let begun = Instant::now();
+    check_instance(&args.instance)?;
+    let state_dir = Path::new("/run/culvert").join(&args.instance);
+    std::fs::create_dir_all(&state_dir).with_context(|| format!("creating {}", state_dir.display()))?;
+    let cgroup_root = match &args.cgroup_root {
+        Some(path) => path.clone(),
+        None => sys::cgroup2_mount()?,
+    };
+    let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
+    let ca = EmbeddedCa::open(&args.ca_dir, &args.trust_domain)?;
+    let certs = CertStore::new(Ca::Embedded(ca), Duration::from_secs(args.certificate_ttl));
+    let updates = manifests::follow(&args.manifests).context("--manifests")?;
+
+    let flows = Arc::new(FlowLog::new(&args.node));
+    let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let mesh = MeshView::new(kernel.clone(), snapshots.clone(), flows.clone());
+    let proxy = Arc::new(Shared::new(Arc::new(mesh), certs.clone()));
+    let (status, state) = watch::channel(State::default());
+    let shutdown = CancellationToken::new();
+    let view = Published {
+        snapshots,
+        state,
+        flows: flows.clone(),
+        kernel: kernel.clone(),
+        proxy: proxy.clone(),
+        certs: certs.clone(),
+    };
+    admin::serve(Arc::new(view), &state_dir.join("admin.sock"), shutdown.clone())
+        .await
+        .context("admin socket")?;
+    read_events(&kernel, flows, publish.subscribe())?;
+    tracing::info!(node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
+
+    let node = Node {
+        settings: settings(&args),
+        pods: Pods::new(kernel.clone(), proxy, cgroup_root),
+        kernel,
+        certs,
+        world: World::default(),
+        interner: None,
+        publish,
+        status,
+        swept: false,
+    };
+    node.follow(updates).await?;
+    shutdown.cancel();
+    let _ = std::fs::remove_file(state_dir.join("admin.sock"));
+    tracing::info!("agent stopped; enforcement stays in the kernel");
+    Ok(())
+}
+
+/// The name becomes a directory.
+fn check_instance(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+    let good = !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && name.chars().all(plain);
+    anyhow::ensure!(
+        good,
+        "--instance {name:?}: use up to 64 letters, digits, `-`, `_` and `.`, not starting with a dot"
+    );
+    Ok(())
+}
+
+fn load_kernel(args: &AgentArgs, cgroup_root: &Path) -> Result<Kernel> {
+    sys::mount_bpffs().context("mounting a bpffs at /sys/fs/bpf (root is needed)")?;
+    let own = sys::own_cgroup()?;
+    let agent_cgroup =
+        std::fs::metadata(&own).with_context(|| format!("own cgroup {}", own.display()))?.ino();
+    let config = KernelConfig {
+        pins: PathBuf::from(PIN_ROOT).join(&args.instance),
+        cgroup: cgroup_root.to_owned(),
+        host_netns: sys::own_netns_cookie().context("reading the node's netns cookie (Linux 5.14)")?,
+        agent_cgroup,
+        same_node_tunnel: args.same_node == SameNode::Tunnel,
+    };
+    Ok(Kernel::load(&config)?)
+}
+
+fn settings(args: &AgentArgs) -> Settings {
+    Settings {
+        node: args.node.clone(),
+        trust_domain: args.trust_domain.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        root_namespace: args.root_namespace.clone(),
+    }
+}
+
+/// Moves what the kernel reports into the flow log; refusals also into the log.
+fn read_events(
+    kernel: &Arc<Kernel>,
+    flows: Arc<FlowLog>,
+    names: watch::Receiver<Arc<Snapshot>>,
+) -> Result<()> {
+    let mut events = EventStream::open(kernel).context("opening the event ring")?;
+    tokio::spawn(async move {
+        loop {
+            let result = events.read(|event| {
+                let refused = event.verdict == culvert_common::Verdict::Refused as u32;
+                let seq = flows.kernel(event);
+                if refused {
+                    mesh::log_refusal(&flows, seq, &**names.borrow());
+                }
+            });
+            if let Err(error) = result.await {
+                tracing::error!(%error, "the event ring cannot be read any more: flows are lost");
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The state that follows the world.
+struct Node {
+    settings: Settings,
+    pods: Pods,
+    kernel: Arc<Kernel>,
+    certs: CertStore,
+    world: World,
+    interner: Option<Interner>,
+    publish: watch::Sender<Arc<Snapshot>>,
+    status: watch::Sender<State>,
+    swept: bool,
+}
+
+impl Node {
+    /// Applies updates until the process is told to stop.
+    async fn follow(mut self, mut updates: mpsc::Receiver<Vec<Update>>) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            let dirty = tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                batch = updates.recv() => {
+                    let batch = batch.context("the control source ended")?;
+                    let changed = self.world.apply(batch);
+                    self.tell();
+                    changed
+                }
+                () = tokio::time::sleep(RETRY), if self.pods.is_pending() => true,
+            };
+            if dirty && self.world.synced() {
+                self.reconcile().await;
+            }
+        }
+    }
+
+    /// Makes the node what the world says: leaving first, then what joins, then the tables, then enforcement, and the
+    /// removal of what nothing refers to any more last.
+    async fn reconcile(&mut self) {
+        let mesh = self.world.resolve(&self.settings);
+        let policies = PolicySet::of(&self.world, &self.settings.root_namespace);
+        let interner = self.interner.get_or_insert_with(|| adopt(&self.kernel));
+        let compiled = compile(&mesh, &policies, interner);
+        let wanted: HashMap<String, Wanted> = mesh
+            .workloads
+            .iter()
+            .filter(|w| w.enrolled && w.node == self.settings.node)
+            .map(|w| (w.uid.clone(), wanted(w)))
+            .collect();
+        let mut numbers = HashMap::new();
+        for (uid, pod) in &wanted {
+            if let (Some(identity), Some(class)) =
+                (compiled.number(&pod.identity), compiled.class_of.get(uid))
+            {
+                numbers.insert(uid.clone(), Numbers { identity, class: *class });
+            }
+        }
+        self.pods.release(&wanted);
+        self.pods.prepare(&wanted).await;
+        let snapshot = Snapshot::new(mesh, compiled);
+        let desired = desired(&snapshot, &self.settings.node, &self.pods.serving(), interner);
+        if let Err(error) = self.kernel.maps.sync_before(&desired) {
+            tracing::error!(%error, "kernel tables could not be written: what is missing is refused");
+        }
+        self.publish.send_replace(Arc::new(snapshot));
+        self.pods.enforce(&numbers);
+        if let Err(error) = self.kernel.maps.sync_after(&desired) {
+            tracing::error!(%error, "old kernel table entries could not be removed");
+        }
+        if !self.swept {
+            self.swept = true;
+            if let Err(error) = self.pods.sweep() {
+                tracing::error!(%error, "what an earlier agent left could not be removed");
+            }
+        }
+        self.certs.retain(&wanted.values().map(|pod| pod.identity.clone()).collect());
+        self.status.send_modify(|state| {
+            state.reconciled = true;
+            state.policies = policies.rows;
+        });
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.status.send_modify(|state| {
+            state.pods = self.pods.states();
+            state.source = self.world.report().clone();
+        });
+    }
+}
+
+fn adopt(kernel: &Kernel) -> Interner {
+    let maps = &kernel.maps;
+    Interner::adopt(maps.pinned_identities(), maps.pinned_policies(), maps.highest_class())
+}
+
+fn wanted(workload: &crate::model::Workload) -> Wanted {
+    let label = |names: &[&str]| names.iter().find_map(|n| workload.labels.get(*n)).cloned();
+    let service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let version = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    Wanted {
+        uid: workload.uid.clone(),
+        name: workload.full_name(),
+        addresses: workload.addresses.clone(),
+        identity: workload.identity.clone(),
+        baggage: format!(
+            "k8s.cluster.name=Kubernetes,k8s.namespace.name={},k8s.pod.name={},service.name={},service.version={}",
+            workload.namespace,
+            workload.name,
+            service.as_deref().unwrap_or(&workload.name),
+            version.as_deref().unwrap_or("latest"),
+        ),
+    }
+}

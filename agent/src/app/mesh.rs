@@ -1,0 +1,82 @@
+//! What the proxy asks, answered from the current snapshot and the kernel maps.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use culvert_common::{Decision, LocalKey, OriginalDst};
+use tokio::sync::watch;
+
+use crate::bpf::Kernel;
+use crate::identity::SpiffeId;
+use crate::model::Snapshot;
+use crate::proxy::{Mesh, Stage, TunnelFlow};
+use crate::telemetry::flows::{FlowLog, Names};
+
+/// The mesh for the proxy.
+pub(super) struct MeshView {
+    kernel: Arc<Kernel>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    flows: Arc<FlowLog>,
+}
+
+impl MeshView {
+    pub(super) fn new(
+        kernel: Arc<Kernel>,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        flows: Arc<FlowLog>,
+    ) -> Self {
+        Self { kernel, snapshots, flows }
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+}
+
+impl Mesh for MeshView {
+    fn workload_identity(&self, ip: IpAddr) -> Option<SpiffeId> {
+        let snapshot = self.snapshot();
+        snapshot.workload_by_ip(ip).filter(|w| w.enrolled).map(|w| w.identity.clone())
+    }
+
+    fn service_host(&self, vip: IpAddr) -> Option<String> {
+        self.snapshot().service_by_vip(vip).map(|s| s.hostname.clone())
+    }
+
+    fn decide(&self, destination: IpAddr, port: u16, peer: &SpiffeId) -> Decision {
+        self.snapshot().decide(destination, port, Some(peer))
+    }
+
+    fn take_original_dst(&self, netns: u64, client: SocketAddr) -> io::Result<Option<OriginalDst>> {
+        self.kernel.maps.take_original_dst(LocalKey::new(netns, client.into()))
+    }
+
+    fn put_original_src(&self, netns: u64, local: SocketAddr, client: SocketAddr) -> io::Result<()> {
+        self.kernel.maps.put_original_src(LocalKey::new(netns, local.into()), client.into())
+    }
+
+    fn remove_original_src(&self, netns: u64, local: SocketAddr) {
+        if let Err(error) = self.kernel.maps.remove_original_src(LocalKey::new(netns, local.into())) {
+            tracing::warn!(%error, "an entry of original_src could not be removed");
+        }
+    }
+
+    fn report(&self, flow: TunnelFlow) {
+        let refused = flow.stage == Stage::Refused;
+        let seq = self.flows.tunnel(flow);
+        if refused {
+            log_refusal(&self.flows, seq, &*self.snapshot());
+        }
+    }
+}
+
+/// A refusal is worth a line in the log, in the same words as in the flow record.
+pub(super) fn log_refusal(flows: &FlowLog, seq: u64, names: &dyn Names) {
+    if !tracing::enabled!(target: "access", tracing::Level::INFO) {
+        return;
+    }
+    if let Some(record) = flows.since(seq - 1, names).into_iter().find(|r| r.seq == seq) {
+        tracing::info!(target: "access", "{record}");
+    }
+}

@@ -1,0 +1,106 @@
+//! What the admin server shows.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use culvert_common::Counter;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::admin::View;
+use crate::bpf::Kernel;
+use crate::control::SourceReport;
+use crate::identity::CertStore;
+use crate::model::Snapshot;
+use crate::pods::PodState;
+use crate::policy::PolicyRow;
+use crate::proxy::Shared;
+use crate::telemetry::flows::FlowLog;
+use crate::telemetry::metrics::Metrics;
+
+/// What the main task tells.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    /// Whether the world has been put in force once.
+    pub(super) reconciled: bool,
+    pub(super) pods: Vec<PodState>,
+    pub(super) policies: Vec<PolicyRow>,
+    pub(super) source: SourceReport,
+}
+
+/// Read-only handles for the admin server.
+pub(super) struct Published {
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) state: watch::Receiver<State>,
+    pub(super) flows: Arc<FlowLog>,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) proxy: Arc<Shared>,
+    pub(super) certs: CertStore,
+}
+
+impl View for Published {
+    fn pending(&self) -> Vec<String> {
+        let state = self.state.borrow();
+        if !state.reconciled {
+            return vec!["first state from the control source".to_owned()];
+        }
+        Vec::new()
+    }
+
+    fn metrics(&self) -> String {
+        let state = self.state.borrow();
+        let count = |wanted: &str| state.pods.iter().filter(|pod| pod.state == wanted).count() as u64;
+        let metrics = Metrics {
+            kernel: Counter::ALL.iter().map(|c| (*c, self.kernel.maps.counter(*c))).collect(),
+            relayed_bytes: self.proxy.counters.relayed_bytes.load(Ordering::Relaxed),
+            open_tunnels: self.proxy.counters.open.load(Ordering::Relaxed),
+            enrolled_pods: count("enrolled"),
+            pending_pods: count("pending"),
+        };
+        metrics.render()
+    }
+
+    fn flows(&self, seq: u64) -> String {
+        let snapshot = self.snapshots.borrow().clone();
+        let mut text = String::new();
+        for record in self.flows.since(seq, &*snapshot) {
+            match serde_json::to_string(&record) {
+                Ok(line) => text.push_str(&line),
+                Err(error) => tracing::error!(%error, "a flow record cannot be written as JSON"),
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn dump(&self) -> String {
+        let snapshot = self.snapshots.borrow().clone();
+        let state = self.state.borrow().clone();
+        let mut identities: Vec<_> = snapshot
+            .compiled
+            .identities
+            .iter()
+            .map(|(id, spiffe)| json!({"id": id, "identity": spiffe}))
+            .collect();
+        identities.sort_by_key(|row| row["id"].as_u64());
+        let verifier: Vec<_> = self
+            .kernel
+            .verified_instructions()
+            .into_iter()
+            .map(|(program, count)| json!({"program": program, "verified_instructions": count}))
+            .collect();
+        let dump = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "workloads": snapshot.workload_rows(),
+            "services": snapshot.service_rows(),
+            "policies": state.policies,
+            "certificates": self.certs.rows(),
+            "identities": identities,
+            "pods": state.pods,
+            "source": state.source,
+            "programs": verifier,
+            "policy_rows": snapshot.compiled.rows.len(),
+        });
+        format!("{dump:#}\n")
+    }
+}
