@@ -1,5 +1,7 @@
 //! The programs load, attach and detach on the running kernel. Needs root.
 
+#![expect(clippy::expect_used, reason = "a test's helpers say what they expect by panicking")]
+
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;

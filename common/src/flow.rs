@@ -104,6 +104,8 @@ numbered! {
         NoOriginalDst = 16 => "no original destination is known",
         /// A CONNECT request that is malformed or for another pod.
         BadRequest = 17 => "malformed or misdirected CONNECT request",
+        /// The connection does not leave the pod.
+        OwnPod = 18 => "connection inside the pod",
     }
 }
 

@@ -54,6 +54,9 @@ pub const ABI_VERSION: u32 = 1;
 pub const UNKNOWN_IDENTITY: u32 = 0;
 /// This node's own host processes (kubelet probes), proven by the network namespace of their socket.
 pub const HOST_IDENTITY: u32 = 1;
+/// The pod itself, or the agent delivering what it has judged already: proven by a socket inside the pod's own network
+/// namespace that connects to the pod's own address.
+pub const OWN_IDENTITY: u32 = 2;
 /// The first number given to a SPIFFE identity.
 pub const FIRST_IDENTITY: u32 = 16;
 

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{HOST_IDENTITY, Reason, Verdict, assert_size};
+use crate::{HOST_IDENTITY, OWN_IDENTITY, Reason, Verdict, assert_size};
 
 /// In a [`PolicyKey`]: any port that has no row of its own.
 pub const ANY_PORT: u16 = 0;
@@ -113,11 +113,14 @@ pub trait PolicyTable {
 ///
 /// At most four lookups whatever the number of policies, the most specific row first: (identity, port), (identity,
 /// any port), (any identity, port), (any, any). The compiler writes the rows so that the first one found is the answer.
-/// This node's own processes are always let in (kubelet probes, as in Istio). No row at all refuses.
+/// This node's own processes are always let in (kubelet probes, as in Istio), and so is the pod itself. No row at all refuses.
 #[inline(always)]
 pub fn decide<T: PolicyTable>(table: &T, class: u32, identity: u32, port: u16) -> Decision {
     if identity == HOST_IDENTITY {
         return Decision::allow(Reason::NodeProcess);
+    }
+    if identity == OWN_IDENTITY {
+        return Decision::allow(Reason::OwnPod);
     }
     if let Some(row) = table.row(&PolicyKey::new(class, identity, port)) {
         return row.decision();

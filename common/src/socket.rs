@@ -20,6 +20,8 @@ pub enum SocketKind {
     Host = 4,
     /// An accepted socket whose client came through a tunnel.
     Accepted = 5,
+    /// Inside one pod: its own, or the agent's delivery. Admitted as [`crate::OWN_IDENTITY`].
+    Own = 6,
 }
 
 /// Per-socket state (SK_STORAGE): written by the connect hook, read by sockops and getpeername.

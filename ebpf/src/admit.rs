@@ -13,11 +13,12 @@ pub fn let_in(ctx: &SkLookupContext) -> bool {
     if ctx::lookup_protocol(ctx) != ctx::TCP {
         return true;
     }
-    // By `lo` only this namespace's own processes come: the pod itself, or the agent delivering a tunnel.
-    if ctx::lookup_ifindex(ctx) == ctx::LOOPBACK_IFINDEX {
+    let tuple = ctx::lookup_tuple(ctx);
+    // The kernel drops loopback addresses that come from outside, in both families. The interface proves nothing: a
+    // pod's packets to its own address carry the index of the interface that has the address, not that of `lo`.
+    if tuple.destination().ip().is_loopback() {
         return true;
     }
-    let tuple = ctx::lookup_tuple(ctx);
     // The certificate decides there, in the agent.
     if tuple.destination().port() == HBONE_PORT {
         return true;
@@ -45,8 +46,8 @@ fn judge(tuple: &Tuple) -> (u32, u32, Decision) {
 #[inline(always)]
 fn report(tuple: Tuple, source: u32, destination: u32, decision: Decision) {
     count(if decision.allowed() { Counter::Admitted } else { Counter::RefusedAtDestination });
-    if source == HOST_IDENTITY {
-        return; // kubelet probes every few seconds: counted, not told
+    if source == HOST_IDENTITY || source == OWN_IDENTITY {
+        return; // kubelet probes every few seconds, and what the agent reports itself: counted, not told
     }
     let path = if source == UNKNOWN_IDENTITY { Path::Passthrough } else { Path::Direct };
     emit(FlowEvent {

@@ -24,16 +24,25 @@ pub fn try_connect<F: Family>(ctx: &SockAddrContext) -> Outcome {
         return Outcome::Untouched;
     }
     let Some(config) = config() else { return Outcome::Untouched };
-    if ctx::current_cgroup() == config.agent_cgroup {
-        return Outcome::Untouched; // the agent's own sockets in a pod's namespace
-    }
+    let agent = ctx::current_cgroup() == config.agent_cgroup;
     let netns = ctx::netns_cookie(ctx);
     let requested = ctx::address::<F>(ctx);
     match copied!(PODS, &netns) {
+        Some(pod) if agent => from_agent(ctx, &pod, requested),
         Some(pod) => from_pod::<F>(ctx, config, netns, &pod, requested),
         None if netns == config.host_netns => from_host(ctx, requested),
         None => Outcome::Untouched,
     }
+}
+
+/// The agent inside a pod's namespace: its deliveries to the pod itself were judged by their certificate.
+#[inline(always)]
+fn from_agent(ctx: &SockAddrContext, pod: &Pod, requested: Endpoint) -> Outcome {
+    if requested.ip() == pod.ip4 || requested.ip() == pod.ip6 {
+        // Without the record the pod's own namespace refuses the delivery: closed.
+        remember(ctx, vouched(requested, SocketKind::Own, OWN_IDENTITY, Reason::OwnPod));
+    }
+    Outcome::Untouched
 }
 
 /// A process of the node itself: only proof that it is one is recorded, for pods of this node.
@@ -45,20 +54,25 @@ fn from_host(ctx: &SockAddrContext, requested: Endpoint) -> Outcome {
         forget(ctx);
         return Outcome::Untouched;
     }
-    let state = SocketState {
+    // A failure leaves the probe without proof: it is then judged like any plaintext.
+    remember(ctx, vouched(requested, SocketKind::Host, HOST_IDENTITY, Reason::NodeProcess));
+    Outcome::Untouched
+}
+
+/// The state of a socket whose origin alone admits it.
+#[inline(always)]
+fn vouched(requested: Endpoint, kind: SocketKind, source: u32, reason: Reason) -> SocketState {
+    SocketState {
         opened_ns: now(),
         peer: requested,
         target: requested,
-        kind: SocketKind::Host as u32,
-        source: HOST_IDENTITY,
+        kind: kind as u32,
+        source,
         destination: UNKNOWN_IDENTITY,
         policy: 0,
-        reason: Reason::NodeProcess as u32,
+        reason: reason as u32,
         reserved: 0,
-    };
-    // A failure leaves the probe without proof: it is then judged like any plaintext.
-    remember(ctx, state);
-    Outcome::Untouched
+    }
 }
 
 /// A process of an enrolled pod.
@@ -95,7 +109,9 @@ fn from_pod<F: Family>(
     };
     flow.tuple = Tuple::new(flow.tuple.source(), target);
     if target.ip() == pod.ip4 || target.ip() == pod.ip6 {
-        return leave::<F>(ctx, flow, Decision::allow(Reason::NoPolicy)); // to itself, by name or by address
+        // To itself, by its address or as the chosen backend of a service.
+        flow.source = OWN_IDENTITY;
+        return go::<F>(ctx, flow, SocketKind::Own, target, Decision::allow(Reason::OwnPod));
     }
     let workload: Option<Workload> = copied!(WORKLOADS, target.ip());
     let Some(workload) = workload.filter(|w| w.flags & flags::ENROLLED != 0) else {

@@ -17,8 +17,6 @@ use crate::maps::SOCKET_STATE;
 pub const ECONNREFUSED: i32 = 111;
 /// IPPROTO_TCP.
 pub const TCP: u32 = 6;
-/// Interface index of `lo` in every network namespace.
-pub const LOOPBACK_IFINDEX: u32 = 1;
 const AF_INET: u32 = 2;
 
 macro_rules! load {
@@ -229,12 +227,6 @@ pub fn ops_bytes(ctx: &SockOpsContext) -> (u64, u64) {
 #[inline(always)]
 pub fn lookup_protocol(ctx: &SkLookupContext) -> u32 {
     load!(ctx.lookup, protocol)
-}
-
-/// The interface that the packet came in by.
-#[inline(always)]
-pub fn lookup_ifindex(ctx: &SkLookupContext) -> u32 {
-    load!(ctx.lookup, ingress_ifindex)
 }
 
 /// Source and destination of an arriving packet.

@@ -32,7 +32,10 @@ fn on_connect(ctx: &SockOpsContext) {
     let (local, remote) = ctx::ops_ends(ctx);
     let netns = ctx::netns_cookie(ctx);
     let written = match state.kind {
-        k if k == SocketKind::Direct as u32 || k == SocketKind::Host as u32 => {
+        k if k == SocketKind::Direct as u32
+            || k == SocketKind::Host as u32
+            || k == SocketKind::Own as u32 =>
+        {
             let admission = Admission { netns, identity: state.source, reserved: 0 };
             ADMITTED.insert(Tuple::new(local, remote), admission, REPLACE)
         }
@@ -115,7 +118,7 @@ fn on_state(ctx: &SockOpsContext) {
             let _ = ADMITTED.remove(Tuple::new(local, remote));
             closed(ctx, &state, netns, Tuple::new(local, remote), Path::Direct);
         }
-        k if k == SocketKind::Host as u32 => {
+        k if k == SocketKind::Host as u32 || k == SocketKind::Own as u32 => {
             let _ = ADMITTED.remove(Tuple::new(local, remote));
         }
         // Once established the entry is the agent's to take, even if the app has already gone.

@@ -1,1 +1,19 @@
-//! Culvert lab.
+//! A lab builds a small cluster on one machine: nodes and pods are network namespaces, the kernel is the real one.
+//!
+//! * [`scenario`]: the file format. [`runner`]: plays a scenario and explains what failed. [`expect`]: expectations.
+//! * [`lab`]: nodes, pods, agents, names, kube-proxy; [`objects`]: the API server.
+//! * `pod_process`: the servers and the client in every pod. `net`, `sys`: namespaces and processes.
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod demo;
+pub mod expect;
+pub mod lab;
+pub mod net;
+pub mod objects;
+mod pod_process;
+pub mod runner;
+pub mod scenario;
+mod sys;
+
+pub use pod_process::Try;

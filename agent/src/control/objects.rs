@@ -53,7 +53,7 @@ impl std::fmt::Display for ObjectKey {
 
 /// An object with a `metadata` and a `spec`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Resource<S, T = ()>
+pub struct Resource<S, T = Empty>
 where
     S: Default,
     T: Default,

@@ -25,6 +25,9 @@ const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
 /// How long tunnels into a pod that leaves are still accepted, so that other nodes can hear of it.
 const LEAVE_GRACE: Duration = Duration::from_millis(500);
 
+/// For the tasks of cancelled listeners to end.
+const RETURN_PAUSE: Duration = Duration::from_millis(5);
+
 /// A pod of this node that should be enrolled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -77,12 +80,21 @@ pub struct Pods {
     cgroup_root: PathBuf,
     enrolled: HashMap<String, Enrolled>,
     pending: BTreeMap<String, (String, String)>,
+    /// Listeners of pods that left a moment ago, by netns cookie.
+    leaving: HashMap<u64, CancellationToken>,
 }
 
 impl Pods {
     /// Nothing enrolled yet.
     pub fn new(kernel: Arc<Kernel>, proxy: Arc<Shared>, cgroup_root: PathBuf) -> Self {
-        Self { kernel, proxy, cgroup_root, enrolled: HashMap::new(), pending: BTreeMap::new() }
+        Self {
+            kernel,
+            proxy,
+            cgroup_root,
+            enrolled: HashMap::new(),
+            pending: BTreeMap::new(),
+            leaving: HashMap::new(),
+        }
     }
 
     /// Releases pods that are no longer wanted as they are: outbound first, then the destination's verdict. The tables
@@ -99,6 +111,8 @@ impl Pods {
             report(&pod.wanted.name, "pods entry", self.kernel.maps.remove_pod(pod.cookie));
             report(&pod.wanted.name, "sk_lookup link", self.kernel.detach_pod(pod.cookie));
             tracing::info!(pod = pod.wanted.name, "left the mesh");
+            self.leaving.retain(|_, stop| !stop.is_cancelled());
+            self.leaving.insert(pod.cookie, pod.stop.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(LEAVE_GRACE).await;
                 pod.stop.cancel();
@@ -128,12 +142,17 @@ impl Pods {
         }
     }
 
-    async fn open(&self, pod: &Wanted) -> Result<Enrolled, String> {
+    async fn open(&mut self, pod: &Wanted) -> Result<Enrolled, String> {
         let found =
             discovery::find(&self.cgroup_root, &pod.uid).map_err(|e| format!("reading cgroups: {e}"))?;
         let netns = found.ok_or("no process of it runs on this node yet")?.file;
         let cookie =
             crate::sys::netns_cookie(&netns).map_err(|e| format!("reading its netns cookie: {e}"))?;
+        if let Some(stop) = self.leaving.remove(&cookie) {
+            // It comes back at once: its old listeners must make room first.
+            stop.cancel();
+            tokio::time::sleep(RETURN_PAUSE).await;
+        }
         let listeners =
             proxy::listeners::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
         let certificate = self.proxy.certs.ensure(&pod.identity);

@@ -45,11 +45,11 @@ fn pod(namespace: &str, name: &str, account: &str, app: &str, last: u8) -> Objec
 }
 
 fn authorization(namespace: &str, name: &str, spec: AuthorizationPolicySpec) -> Object {
-    Object::AuthorizationPolicy(Resource { metadata: meta(namespace, name), spec, status: () })
+    Object::AuthorizationPolicy(Resource { metadata: meta(namespace, name), spec, status: Empty {} })
 }
 
 fn authentication(namespace: &str, name: &str, spec: PeerAuthenticationSpec) -> Object {
-    Object::PeerAuthentication(Resource { metadata: meta(namespace, name), spec, status: () })
+    Object::PeerAuthentication(Resource { metadata: meta(namespace, name), spec, status: Empty {} })
 }
 
 fn yaml(text: &str) -> AuthorizationPolicySpec {
