@@ -7,17 +7,26 @@ use anyhow::{Result, bail};
 use crate::exec::{self, Show};
 use crate::{ebpf, machine};
 
+/// A check; what it says, if anything, is why it did not run.
+type Check = fn() -> Result<Option<&'static str>>;
+
+const CHECKS: [(&str, Check); 4] = [
+    ("formatting", || fmt().map(|()| None)),
+    ("clippy", || clippy().map(|()| None)),
+    ("BPF crate", || ebpf::lint().map(|()| None)),
+    ("licences and bans", deny),
+];
+
 /// Every check, so that one run shows all that is wrong.
 pub(crate) fn run() -> Result<()> {
-    let checks: [(&str, fn() -> Result<()>); 4] =
-        [("fmt", fmt), ("clippy", clippy), ("BPF crate", ebpf::lint), ("licences and bans", deny)];
     let mut failed = Vec::new();
-    for (name, check) in checks {
+    for (name, check) in CHECKS {
         let start = Instant::now();
         match check() {
-            Ok(()) => println!("{name}: ok, {}", exec::since(start)),
+            Ok(None) => println!("  {name}: ok, {}", exec::since(start)),
+            Ok(Some(skipped)) => println!("  {name}: skipped, {skipped}"),
             Err(error) => {
-                println!("{name}: FAILED\n{error:#}");
+                println!("  {name}: FAILED\n{error:#}");
                 failed.push(name);
             }
         }
@@ -44,15 +53,12 @@ fn clippy() -> Result<()> {
     Ok(())
 }
 
-fn deny() -> Result<()> {
+fn deny() -> Result<Option<&'static str>> {
     if machine::program("cargo-deny").is_none() {
-        println!(
-            "licences and bans: skipped, cargo-deny is not installed (cargo install cargo-deny --locked)"
-        );
-        return Ok(());
+        return Ok(Some("cargo-deny is not installed (cargo install cargo-deny --locked)"));
     }
     let mut command = exec::cargo("deny");
     command.args(["check", "licenses", "bans", "sources"]);
     exec::run("deny", &mut command, Show::Nothing)?.ok("cargo deny")?;
-    Ok(())
+    Ok(None)
 }

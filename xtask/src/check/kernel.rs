@@ -1,5 +1,6 @@
 //! What the kernel must be able to do, and since when it can.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -118,10 +119,10 @@ fn socket_destroy() -> Finding {
 
 /// Is this option built in or a module? `None` when the configuration cannot be read.
 fn config_has(option: &str) -> Option<bool> {
-    let text = exec::ask("gzip", ["-dc", "/proc/config.gz"])
-        .or_else(|_| Ok(std::fs::read_to_string(format!("/boot/config-{}", machine::kernel_release()))?))
-        .or_else(|error: anyhow::Error| Err(error))
-        .ok()?;
+    let text = match exec::ask("gzip", ["-dc", "/proc/config.gz"]) {
+        Ok(text) => text,
+        Err(_) => fs::read_to_string(format!("/boot/config-{}", machine::kernel_release())).ok()?,
+    };
     Some(
         [format!("{option}=y"), format!("{option}=m")].iter().any(|set| text.lines().any(|line| line == set)),
     )
@@ -133,7 +134,7 @@ fn namespaces() -> Finding {
     if machine::program("ip").is_none() {
         return Finding::warn(what, "not tried: there is no `ip`", "apt-get install iproute2");
     }
-    match in_new_namespace("ip link add a type veth peer name b") {
+    match in_new_namespace("ip link add culvert-a type veth peer name culvert-b") {
         Ok(()) => Finding::ok(what, "made one of each"),
         Err(error) => Finding::missing(what, error, "root, and a kernel with CONFIG_NET_NS and CONFIG_VETH"),
     }
@@ -141,12 +142,13 @@ fn namespaces() -> Finding {
 
 /// The lab plays kube-proxy with DNAT, which needs connection tracking.
 fn nat() -> Finding {
-    let what = "nftables NAT";
+    let what = "NAT, conntrack";
     if machine::program("nft").is_none() {
         return Finding::warn(what, "not tried: there is no `nft`", "apt-get install nftables");
     }
     let rules = "nft 'add table inet t; add chain inet t c { type nat hook prerouting priority -100; }; \
                  add rule inet t c ip daddr 192.0.2.1 tcp dport 80 dnat ip to 192.0.2.2:81; \
+                 add rule inet t c ip6 daddr 2001:db8::1 tcp dport 80 dnat ip6 to [2001:db8::2]:81; \
                  add rule inet t c ct state established accept'";
     match in_new_namespace(rules) {
         Ok(()) => Finding::ok(what, "DNAT and connection tracking, for virtual addresses outside the mesh"),
