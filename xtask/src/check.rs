@@ -66,7 +66,6 @@ impl fmt::Display for Finding {
 /// Prints the findings; fails when something that is required is missing.
 pub(crate) fn run(fix: bool) -> Result<ExitCode> {
     if fix {
-        system::mount_what_is_missing()?;
         tools::install()?;
     }
     let mut missing = 0;

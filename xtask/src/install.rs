@@ -11,8 +11,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::exec::{self, Show};
-use crate::machine;
 use crate::toolchain::Kind;
+use crate::{machine, mounts};
 
 /// The LLVM that bpf-linker is built on: it must be the one (or newer than the one) that rustc is built on.
 const LLVM: &str = "22";
@@ -87,9 +87,10 @@ pub(crate) const LAB: [Need; 4] = [
     },
 ];
 
-/// What the lab needs, installed.
-pub(crate) fn lab_tools() -> Result<()> {
-    ensure(&LAB.iter().collect::<Vec<_>>())
+/// What the lab needs: its tools installed, its file systems mounted.
+pub(crate) fn lab() -> Result<()> {
+    ensure(&LAB.iter().collect::<Vec<_>>())?;
+    mounts::ensure()
 }
 
 /// A compiler and a linker for BPF, installed where they are missing.
@@ -150,7 +151,7 @@ fn ensure(needs: &[&Need]) -> Result<()> {
     }
     println!("Installing Debian packages that this machine lacks:");
     for need in &missing {
-        println!("  {:<45} {}", need.packages.join(" "), need.why);
+        println!("  {:<52}  {}", need.packages.join(" "), need.why);
     }
     apt_get(&packages)?;
     match missing.iter().find(|need| !need.is_met()) {

@@ -15,7 +15,7 @@ pub(crate) fn lab(args: &[OsString]) -> Result<()> {
     let asks_help = args.iter().any(|arg| arg == "--help" || arg == "-h");
     let starts_agents = args.first().is_some_and(|verb| STARTS_AGENTS.iter().any(|name| verb == name));
     if starts_agents && !asks_help {
-        install::lab_tools()?;
+        install::lab()?;
         ebpf::build(None)?;
         build::programs(false)?;
     } else {

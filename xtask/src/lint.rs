@@ -40,7 +40,7 @@ pub(crate) fn run() -> Result<()> {
 /// rustfmt, over every crate.
 pub(crate) fn fmt() -> Result<()> {
     let mut command = exec::cargo("fmt");
-    command.args(["--all", "--check"]);
+    command.args(["--all", "--check", "--", "--color", "never"]);
     exec::run("fmt", &mut command, Show::Nothing)?.ok("cargo fmt (run `cargo fmt --all`)")?;
     Ok(())
 }

@@ -52,7 +52,11 @@ pub(crate) fn is_debian() -> bool {
 
 /// Is Debian's package `name` installed?
 pub(crate) fn has_package(name: &str) -> bool {
-    Path::new("/var/lib/dpkg/info").join(format!("{name}.list")).exists()
+    // Packages that exist once per architecture have it in their file's name: `libzstd-dev:amd64.list`.
+    names_in("/var/lib/dpkg/info").iter().any(|file| {
+        let rest = file.strip_prefix(name).and_then(|rest| rest.strip_suffix(".list"));
+        rest.is_some_and(|architecture| architecture.is_empty() || architecture.starts_with(':'))
+    })
 }
 
 /// Does this process run as root?
@@ -82,12 +86,23 @@ pub(crate) fn kernel_release() -> String {
 
 /// Where a file system of this type is mounted: the first mount, in the kernel's order.
 pub(crate) fn mount_point(kind: &str) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
+    mounts().into_iter().find(|(mounted, _)| mounted == kind).map(|(_, point)| point)
+}
+
+/// Is a file system of this type mounted right there?
+pub(crate) fn is_mounted(kind: &str, point: &Path) -> bool {
+    mounts().iter().any(|(mounted, at)| mounted == kind && at == point)
+}
+
+/// Type and place of each mount.
+fn mounts() -> Vec<(String, PathBuf)> {
+    let text = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let fields = |line: &str| {
         let mut fields = line.split(' ').skip(1);
         let point = fields.next()?;
-        (fields.next()? == kind).then(|| PathBuf::from(point))
-    })
+        Some((fields.next()?.to_owned(), PathBuf::from(point)))
+    };
+    text.lines().filter_map(fields).collect()
 }
 
 /// The names in a folder; none when it cannot be read.

@@ -1,6 +1,6 @@
 //! Culvert's commands for people who work on it: `cargo xtask VERB`.
 //!
-//! One file per verb. `machine` knows what this machine is, `install` gets what it lacks, `exec` runs programs
+//! One file per verb. `machine` knows what this machine is, `install` and `mounts` get what it lacks, `exec` runs programs
 //! quietly; the verbs are [`ebpf`], [`build`], [`check`], [`lint`], [`test`] and [`lab`].
 
 mod build;
@@ -11,6 +11,7 @@ mod install;
 mod lab;
 mod lint;
 mod machine;
+mod mounts;
 mod test;
 mod toolchain;
 

@@ -36,7 +36,7 @@ pub(crate) fn run(quick: bool) -> Result<ExitCode> {
     } else {
         report.skip("agent and lab", "there is no BPF object to embed")
     };
-    report.stage("tools", || gate(install::lab_tools));
+    report.stage("tools, mounts", || gate(install::lab));
     report.stage("cargo test", || cargo_test(quick));
     if quick {
         report.skip("scenarios", "--quick");

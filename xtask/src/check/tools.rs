@@ -6,10 +6,11 @@ use super::Finding;
 use crate::toolchain::Kind;
 use crate::{install, machine};
 
-/// Installs the compiler, the linker and the lab's tools where they are missing.
+/// Installs the compiler, the linker and what the lab needs, where missing.
 pub(super) fn install() -> Result<()> {
+    install::lab()?;
     install::bpf_toolchain(None)?;
-    install::lab_tools()
+    Ok(())
 }
 
 pub(super) fn findings() -> Vec<Finding> {
