@@ -31,7 +31,12 @@ impl fmt::Display for Object {
 /// that the agent, which embeds it, is not rebuilt for nothing.
 pub(crate) fn build(forced: Option<Kind>) -> Result<Object> {
     let toolchain = install::bpf_toolchain(forced)?;
-    exec::run("build-ebpf", &mut cargo(toolchain, "build")?, Show::Nothing)?.ok("building the BPF object")?;
+    let what = match toolchain {
+        Kind::Debian => "building the BPF object",
+        // Nightly moves to a new LLVM before bpf-linker does.
+        Kind::Nightly => "building the BPF object with nightly (its LLVM may be newer than bpf-linker's)",
+    };
+    exec::run("build-ebpf", &mut cargo(toolchain, "build")?, Show::Nothing)?.ok(what)?;
     let built = toolchain::build_dir().join(toolchain::TARGET).join("release/culvert");
     let path = machine::root().join("target/bpf/culvert.o");
     let bytes = fs::read(&built).with_context(|| format!("cargo built no {}", built.display()))?;

@@ -6,7 +6,7 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -63,8 +63,11 @@ impl Finished {
 
 /// Runs `command` to its end, with its output in `target/xtask/NAME.log`.
 pub(crate) fn run(name: &str, command: &mut Command, show: Show) -> Result<Finished> {
-    let log = log_path(name)?;
-    let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let folder = machine::log_dir()?;
+    // Another xtask may run the same command now: each writes its own, and the last to end leaves the log.
+    let writing = folder.join(format!("{name}.{}.log", std::process::id()));
+    let log = folder.join(format!("{name}.log"));
+    let file = File::create(&writing).with_context(|| format!("cannot write {}", writing.display()))?;
     let errors = file.try_clone().context("cannot share the log between two streams")?;
     let mut child = command
         .stdin(Stdio::null())
@@ -75,7 +78,7 @@ pub(crate) fn run(name: &str, command: &mut Command, show: Show) -> Result<Finis
     let status = match show {
         Show::Nothing => child.wait()?,
         Show::Output => {
-            let mut reader = File::open(&log)?;
+            let mut reader = File::open(&writing)?;
             loop {
                 let ended = child.try_wait()?;
                 io::copy(&mut reader, &mut io::stdout())?;
@@ -87,15 +90,9 @@ pub(crate) fn run(name: &str, command: &mut Command, show: Show) -> Result<Finis
             }
         }
     };
-    let mut output = Vec::new();
-    File::open(&log)?.read_to_end(&mut output)?;
+    let output = fs::read(&writing).with_context(|| format!("cannot read {}", writing.display()))?;
+    fs::rename(&writing, &log).with_context(|| format!("cannot write {}", log.display()))?;
     Ok(Finished { success: status.success(), output: String::from_utf8_lossy(&output).into_owned(), log })
-}
-
-fn log_path(name: &str) -> Result<PathBuf> {
-    let folder = machine::root().join("target/xtask");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    Ok(folder.join(format!("{name}.log")))
 }
 
 /// What `program` prints, if it exists and succeeds. For short questions.
@@ -103,7 +100,7 @@ pub(crate) fn ask<I: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item =
     let path = machine::program(program).ok_or_else(|| anyhow!("there is no program `{program}`"))?;
     let output = Command::new(path).args(args).stdin(Stdio::null()).output()?;
     if !output.status.success() {
-        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{program} ended with {} {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

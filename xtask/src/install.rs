@@ -3,7 +3,7 @@
 //! Nothing is installed without saying first what and why. Where we cannot install (not Debian, not root), the error
 //! holds the commands to run.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
@@ -234,9 +234,7 @@ fn install_bpf_linker() -> Result<()> {
 
 /// Held while installing: two xtasks at once would fight over apt and over target/tools.
 fn lock() -> Result<File> {
-    let folder = machine::root().join("target/xtask");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join("install.lock");
+    let path = machine::log_dir()?.join("install.lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     Ok(file)

@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
+
 /// Where Debian keeps administrators' programs; a user's PATH often lacks them.
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
@@ -23,6 +25,13 @@ pub(crate) fn target_dir() -> PathBuf {
 /// Where xtask builds tools of its own, so that it never replaces what the user installed.
 pub(crate) fn tools_dir() -> PathBuf {
     root().join("target/tools")
+}
+
+/// Where the output of what xtask runs is kept; made when missing.
+pub(crate) fn log_dir() -> Result<PathBuf> {
+    let folder = root().join("target/xtask");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
 }
 
 /// `path` as a person at the workspace's top would type it.

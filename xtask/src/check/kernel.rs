@@ -155,7 +155,7 @@ fn nat() -> Finding {
         Err(error) => Finding::missing(
             what,
             error,
-            "a kernel with CONFIG_NF_TABLES, CONFIG_NFT_NAT and CONFIG_NF_CONNTRACK",
+            "root, and a kernel with CONFIG_NF_TABLES, CONFIG_NFT_NAT and CONFIG_NF_CONNTRACK",
         ),
     }
 }
