@@ -17,7 +17,7 @@ const OLD_NAMES: [(&str, &str); 4] = [
     ("cgroup_inet6_getpeername", "getpeername6"),
 ];
 /// How names of a lab's namespaces, cgroups, pins and state begin.
-const LAB_PREFIXES: [&str; 2] = ["culvert", "cv-"];
+const LAB_PREFIXES: [&str; 2] = ["culvert", "clab-"];
 
 pub(super) fn findings() -> Vec<Finding> {
     vec![programs(), labs()]
