@@ -113,19 +113,20 @@ impl From<&str> for Name {
 impl Name {
     /// The text up to the NUL.
     pub fn as_str(&self) -> &str {
-        let end = self.text.iter().position(|b| *b == 0).unwrap_or(self.text.len());
-        core::str::from_utf8(&self.text[..end]).unwrap_or("")
+        let bytes: &[u8] = bytemuck::cast_slice(&self.text);
+        let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+        core::str::from_utf8(&bytes[..end]).unwrap_or("")
     }
 }
 
 /// `text` as NUL-terminated bytes, cut at a character boundary to leave room for the NUL.
-pub fn cut<const N: usize>(text: &str) -> [u8; N] {
-    let mut bytes = [0; N];
+pub fn cut<const N: usize>(text: &str) -> [i8; N] {
+    let mut bytes = [0_i8; N];
     let mut end = text.len().min(N - 1);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
+    bytes[..end].copy_from_slice(bytemuck::cast_slice(&text.as_bytes()[..end]));
     bytes
 }
 
@@ -143,8 +144,9 @@ mod tests {
 
     #[test]
     fn long_names_are_cut_at_a_character() {
-        assert_eq!(cut::<4>("aéb"), [b'a', 0xc3, 0xa9, 0]);
-        assert_eq!(cut::<3>("aéb"), [b'a', 0, 0]);
+        let bytes = |text: &[i8]| bytemuck::cast_slice::<_, u8>(text).to_vec();
+        assert_eq!(bytes(&cut::<4>("aéb")), [b'a', 0xc3, 0xa9, 0]);
+        assert_eq!(bytes(&cut::<3>("aéb")), [b'a', 0, 0]);
         assert_eq!(
             Name::from("spiffe://cluster.local/ns/a/sa/b").as_str(),
             "spiffe://cluster.local/ns/a/sa/b"

@@ -41,8 +41,9 @@ pub struct Pod {
     pub ip4: Ip,
     /// Its IPv6 address, or all zeros.
     pub ip6: Ip,
-    /// `namespace/name`, NUL-terminated, cut to 63 bytes: for the reader of a dump.
-    pub name: [u8; 64],
+    /// `namespace/name`, NUL-terminated, cut to 63 bytes: for the reader of a dump. `i8` stands for text in all maps:
+    /// bpftool then prints it as such.
+    pub name: [i8; 64],
 }
 assert_size!(Pod, 104);
 
@@ -95,7 +96,7 @@ assert_size!(BackendKey, 8);
 #[derive(Clone, Copy, PartialEq, Eq, Plain, Zeroable)]
 pub struct Name {
     /// The text.
-    pub text: [u8; 256],
+    pub text: [i8; 256],
 }
 assert_size!(Name, 256);
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::exec::{self, Show};
 use crate::toolchain::{self, Kind};
-use crate::{install, machine};
+use crate::{btf, install, machine};
 
 /// A BPF object that is up to date.
 pub(crate) struct Object {
@@ -39,7 +39,8 @@ pub(crate) fn build(forced: Option<Kind>) -> Result<Object> {
     exec::run("build-ebpf", &mut cargo(toolchain, "build")?, Show::Nothing)?.ok(what)?;
     let built = toolchain::build_dir().join(toolchain::TARGET).join("release/culvert");
     let path = machine::root().join("target/bpf/culvert.o");
-    let bytes = fs::read(&built).with_context(|| format!("cargo built no {}", built.display()))?;
+    let mut bytes = fs::read(&built).with_context(|| format!("cargo built no {}", built.display()))?;
+    btf::name_text_type(&mut bytes)?;
     let changed = replace_if_different(&path, &bytes)?;
     Ok(Object { path, bytes: bytes.len(), changed, toolchain })
 }

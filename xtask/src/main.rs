@@ -3,6 +3,7 @@
 //! One file per verb. `machine` knows what this machine is, `install` and `mounts` get what it lacks, `exec` runs programs
 //! quietly; the verbs are [`ebpf`], [`build`], [`check`], [`lint`], [`test`] and [`lab`].
 
+mod btf;
 mod build;
 mod check;
 mod ebpf;

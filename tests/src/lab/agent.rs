@@ -175,17 +175,19 @@ impl Agent {
 
     pub(super) fn end(self, signal: Signal) -> Result<()> {
         let mut child = self.child.into_inner().unwrap_or_else(|e| e.into_inner());
-        let pid = Pid::from_raw(i32::try_from(child.id())?);
-        let _ = kill(pid, signal); // it may have ended by itself
+        if let Ok(pid) = i32::try_from(child.id()) {
+            let _ = kill(Pid::from_raw(pid), signal); // it may have ended by itself
+        }
         let deadline = Instant::now() + Duration::from_secs(10);
-        while child.try_wait()?.is_none() {
+        while matches!(child.try_wait(), Ok(None)) {
             if Instant::now() > deadline {
-                child.kill()?;
+                let _ = child.kill();
                 child.wait()?;
                 bail!("the agent of {} did not end within 10 s of {signal}", self.node);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        child.wait()?;
         Ok(())
     }
 
