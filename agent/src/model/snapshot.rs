@@ -117,11 +117,11 @@ impl Names for Snapshot {
     }
 
     fn identity(&self, id: u32) -> Option<String> {
-        self.compiled.identities.get(&id).map(ToString::to_string)
+        self.compiled.past.identity(id).map(ToString::to_string)
     }
 
     fn policy(&self, index: u32) -> Option<String> {
-        self.compiled.policy_names.get(&index).cloned()
+        self.compiled.past.policy(index).map(str::to_owned)
     }
 }
 

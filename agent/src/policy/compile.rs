@@ -72,6 +72,13 @@ impl Interner {
         *self.policies.entry(name.to_owned()).or_insert(next)
     }
 
+    fn past(&self) -> Past {
+        Past {
+            policies: self.policies.iter().map(|(name, index)| (*index, name.clone())).collect(),
+            identities: self.identities.iter().map(|(spiffe, id)| (*id, spiffe.clone())).collect(),
+        }
+    }
+
     /// The number of a service port in one family.
     pub fn service(&mut self, name: &str, port: u16, v4: bool) -> u32 {
         let next = self.services.len() as u32 + 1;
@@ -89,6 +96,25 @@ impl Interner {
     }
 }
 
+/// Names that numbers once had.
+#[derive(Default)]
+pub struct Past {
+    policies: HashMap<u32, String>,
+    identities: HashMap<u32, SpiffeId>,
+}
+
+impl Past {
+    /// The policy that had this index.
+    pub fn policy(&self, index: u32) -> Option<&str> {
+        self.policies.get(&index).map(String::as_str)
+    }
+
+    /// The identity that had this number.
+    pub fn identity(&self, id: u32) -> Option<&SpiffeId> {
+        self.identities.get(&id)
+    }
+}
+
 /// Compiled policy.
 #[derive(Default)]
 pub struct Compiled {
@@ -98,8 +124,10 @@ pub struct Compiled {
     pub class_of: HashMap<String, u32>,
     /// Identities in use.
     pub identities: HashMap<u32, SpiffeId>,
-    /// Policies by index.
+    /// Policies in force, by index.
     pub policy_names: HashMap<u32, String>,
+    /// Every policy and identity that ever had a number, for records of the past.
+    pub past: Past,
     numbers: HashMap<SpiffeId, u32>,
     contents: HashMap<u32, Arc<Content>>,
     indexes: HashMap<String, u32>,
@@ -166,6 +194,7 @@ pub fn compile(mesh: &Mesh, set: &PolicySet, interner: &mut Interner) -> Compile
         compiled.contents.insert(*class, content.clone());
     }
     interner.classes.retain(|content, _| contents.contains_key(content));
+    compiled.past = interner.past();
     compiled
 }
 
