@@ -22,7 +22,7 @@ use crate::identity::{Ca, CertStore, EmbeddedCa};
 use crate::model::{Settings, Snapshot, World, desired};
 use crate::pods::{Numbers, Pods, Wanted};
 use crate::policy::{Interner, PolicySet, compile};
-use crate::proxy::Shared;
+use crate::proxy::{ProxyConfig, Shared};
 use crate::telemetry::flows::FlowLog;
 use crate::{admin, sys};
 use mesh::MeshView;
@@ -66,14 +66,14 @@ async fn start(args: AgentArgs) -> Result<()> {
         None => sys::cgroup2_mount()?,
     };
     let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
-    let ca = EmbeddedCa::open(&args.ca_dir, &args.trust_domain)?;
-    let certs = CertStore::new(Ca::Embedded(ca), Duration::from_secs(args.certificate_ttl));
+    let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
+    let certs = CertStore::new(Ca::Embedded(ca));
     let updates = manifests::follow(&args.manifests).context("--manifests")?;
 
     let flows = Arc::new(FlowLog::new(&args.node));
     let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
     let mesh = MeshView::new(kernel.clone(), snapshots.clone(), flows.clone());
-    let proxy = Arc::new(Shared::new(Arc::new(mesh), certs.clone()));
+    let proxy = Shared::new(Arc::new(mesh), certs.clone(), ProxyConfig::default());
     let (status, state) = watch::channel(State::default());
     let shutdown = CancellationToken::new();
     let view = Published {
@@ -82,7 +82,7 @@ async fn start(args: AgentArgs) -> Result<()> {
         flows: flows.clone(),
         kernel: kernel.clone(),
         proxy: proxy.clone(),
-        certs: certs.clone(),
+        certs,
     };
     admin::serve(Arc::new(view), &state_dir.join("admin.sock"), shutdown.clone())
         .await
@@ -92,9 +92,9 @@ async fn start(args: AgentArgs) -> Result<()> {
 
     let node = Node {
         settings: settings(&args),
-        pods: Pods::new(kernel.clone(), proxy, cgroup_root),
+        pods: Pods::new(kernel.clone(), proxy.clone(), cgroup_root),
+        proxy,
         kernel,
-        certs,
         world: World::default(),
         interner: None,
         publish,
@@ -172,8 +172,8 @@ fn read_events(
 struct Node {
     settings: Settings,
     pods: Pods,
+    proxy: Arc<Shared>,
     kernel: Arc<Kernel>,
-    certs: CertStore,
     world: World,
     interner: Option<Interner>,
     publish: watch::Sender<Arc<Snapshot>>,
@@ -233,6 +233,7 @@ impl Node {
             tracing::error!(%error, "kernel tables could not be written: what is missing is refused");
         }
         self.publish.send_replace(Arc::new(snapshot));
+        self.proxy.policy_changed();
         self.pods.enforce(&numbers);
         if let Err(error) = self.kernel.maps.sync_after(&desired) {
             tracing::error!(%error, "old kernel table entries could not be removed");
@@ -243,7 +244,6 @@ impl Node {
                 tracing::error!(%error, "what an earlier agent left could not be removed");
             }
         }
-        self.certs.retain(&wanted.values().map(|pod| pod.identity.clone()).collect());
         self.status.send_modify(|state| {
             state.reconciled = true;
             state.policies = policies.rows;

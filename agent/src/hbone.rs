@@ -1,38 +1,69 @@
-//! HBONE: HTTP/2 CONNECT over mutual TLS on port 15008, as ztunnel and Istio's waypoints speak it.
+//! HBONE: TCP inside HTTP/2 CONNECT inside mutual TLS, as ztunnel and Istio's waypoints speak it.
 //!
-//! | item | value (ztunnel 1.31) |
-//! | --- | --- |
-//! | TLS | 1.3, ALPN `h2`, no SNI, client certificate required |
-//! | request | `CONNECT`, `:authority` = `IP:port` of the destination pod |
-//! | headers | `forwarded: for="client"[;host=service]`, `baggage`, `traceparent` |
-//! | answers | 200 once the app is connected; 400 malformed or misdirected, 401 refused by policy, 503 not reachable |
-//! | windows | stream 4 MiB, connection 16 MiB, frames up to 1 MiB |
-//! | ping | every 10 s, 20 s to answer |
+//! One HTTP/2 connection carries many tunnels between two identities. The client asks `CONNECT <ip:port>`; the server
+//! answers 200 once it has reached the app, 400 for a request that is malformed or not for its pod, 401 when policy
+//! refuses, 503 when the app cannot be reached.
 
-pub mod client;
-pub mod headers;
-pub mod server;
+mod client;
+mod headers;
+mod ping;
+mod pool;
+mod server;
 
 use std::time::Duration;
 
-pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
-pub(crate) const CONNECTION_WINDOW: u32 = 16 << 20;
-pub(crate) const FRAME_SIZE: u32 = 1 << 20;
-pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(10);
-pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// For the TCP connection and for each handshake.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Response header with the reason of a refusal, for the peer's flow record.
-pub(crate) const REASON_HEADER: &str = "x-culvert-reason";
+pub use client::OpenError;
+pub use headers::{authority, client_port, forwarded, parse_authority};
+pub use pool::{Destination, Pool, Tunnel};
+pub use server::{Accepted, HandshakeError, accept};
 
-/// Keeps a tunnel alive and notices when its peer is gone: returns when a ping stays unanswered.
-pub(crate) async fn keep_alive(ping_pong: Option<h2::PingPong>) {
-    let Some(mut ping_pong) = ping_pong else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(PING_INTERVAL).await;
-        match tokio::time::timeout(PING_TIMEOUT, ping_pong.ping(h2::Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return,
+/// Response header in which Culvert explains a refusal to the peer's log.
+pub const REASON_HEADER: &str = "x-culvert-reason";
+
+/// Windows, limits and timeouts. [`HboneConfig::default`] has ztunnel's values where it has them.
+#[derive(Clone, Debug)]
+pub struct HboneConfig {
+    /// Bytes a peer may send on one stream before the app here has read them. Default 4 MiB.
+    pub stream_window: u32,
+    /// The same for all streams of a connection together. Default 16 MiB.
+    pub connection_window: u32,
+    /// Largest DATA frame that is accepted. Default 1 MiB.
+    pub frame_size: u32,
+    /// Bytes that may wait to be sent on one stream. Default 256 KiB.
+    pub send_buffer: usize,
+    /// Streams that a peer may have open on one connection. Default 200.
+    pub server_streams: u32,
+    /// Tunnels put on one connection before another is opened. Default 100.
+    pub client_streams: usize,
+    /// TCP connect. Default 10 s.
+    pub connect_timeout: Duration,
+    /// TLS and HTTP/2 handshake together. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// For the answer to CONNECT. Default 20 s: longer than the peer waits for its app.
+    pub response_timeout: Duration,
+    /// A connection without tunnels is closed after this. Default 5 min.
+    pub idle: Duration,
+    /// Between two PINGs. Default 10 s.
+    pub ping_interval: Duration,
+    /// A PING without answer ends the connection after this. Default 20 s.
+    pub ping_timeout: Duration,
+}
+
+impl Default for HboneConfig {
+    fn default() -> Self {
+        Self {
+            stream_window: 4 << 20,
+            connection_window: 16 << 20,
+            frame_size: 1 << 20,
+            send_buffer: 256 << 10,
+            server_streams: 200,
+            client_streams: 100,
+            connect_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            response_timeout: Duration::from_secs(20),
+            idle: Duration::from_secs(300),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
         }
     }
 }

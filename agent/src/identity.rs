@@ -1,11 +1,18 @@
 //! Who a peer is: SPIFFE ids, the CA that vouches for them, and the TLS settings that check them.
+//!
+//! A [`CertStore`] asks a [`Ca`] for one certificate per identity, keeps key and certificate in memory only, and renews
+//! them at half life. A [`WorkloadCert`] makes the TLS settings of both ends of a tunnel; whoever opens a tunnel asks the
+//! store again, so a renewed certificate is used from the next connection on, and open connections are left alone.
 
 mod ca;
 mod spiffe;
 mod store;
 mod tls;
+mod verify;
 
-pub use ca::{Ca, CaError, EmbeddedCa, Issued};
+pub use ca::{Ca, CaError, DEFAULT_TTL, EmbeddedCa, SignedChain};
 pub use spiffe::{SpiffeError, SpiffeId};
-pub use store::{CertStore, CertificateRow};
-pub use tls::{Certified, PeerError, peer_identity};
+pub use store::{CertError, CertInfo, CertLease, CertStore};
+pub use tls::WorkloadCert;
+pub(crate) use verify::explain;
+pub use verify::{PeerError, spiffe_ids};

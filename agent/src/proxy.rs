@@ -1,24 +1,28 @@
 //! What the kernel hands over to userspace: HBONE out of and into enrolled pods.
+//!
+//! [`serve_pod`] runs the two accept loops of one pod on the [`PodListeners`] that [`open`] made in its network
+//! namespace. `outbound` carries what the pod's apps opened to the destination's node; `inbound` takes what comes
+//! from other nodes, decides, and opens the connection to the app. Both end in `relay`.
 
 mod inbound;
-pub mod listeners;
+mod listeners;
 mod outbound;
-pub mod relay;
+mod pod;
+mod relay;
+mod shared;
+mod socket;
 
-use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use culvert_common::{Decision, OriginalDst, Reason};
 
-use tokio_util::sync::CancellationToken;
+pub use listeners::{PodListeners, open, open_at};
+pub use pod::{PodProxy, serve_pod};
+pub use shared::{Counters, ProxyConfig, Shared};
 
-use crate::hbone::client::Pool;
-use crate::identity::{CertStore, SpiffeId};
-use crate::proxy::listeners::PodListeners;
+use crate::identity::SpiffeId;
 
 /// What the proxy asks of the rest of the agent. Implemented by `app`, so that the proxy knows neither the model nor
 /// the maps.
@@ -105,70 +109,4 @@ impl TunnelFlow {
         self.error = error.to_string();
         self
     }
-}
-
-/// What all pods' proxies share.
-pub struct Shared {
-    /// The rest of the agent.
-    pub mesh: Arc<dyn Mesh>,
-    /// Certificates.
-    pub certs: CertStore,
-    /// Tunnels to other pods.
-    pub pool: Pool,
-    /// Figures for `/metrics`.
-    pub counters: Counters,
-}
-
-/// Figures of the relay.
-#[derive(Default)]
-pub struct Counters {
-    /// Bytes carried, both directions together, at both ends of tunnels.
-    pub relayed_bytes: AtomicU64,
-    /// Connections now being carried.
-    pub open: AtomicU64,
-}
-
-impl Shared {
-    /// Puts the parts together.
-    pub fn new(mesh: Arc<dyn Mesh>, certs: CertStore) -> Self {
-        Self { mesh, pool: Pool::new(certs.clone()), certs, counters: Counters::default() }
-    }
-}
-
-/// A pod that is served.
-pub struct PodProxy {
-    /// Its network namespace.
-    pub netns: Arc<File>,
-    /// Cookie of that namespace.
-    pub netns_cookie: u64,
-    /// Its identity.
-    pub identity: SpiffeId,
-    /// Its addresses, one or both families.
-    pub ips: Vec<IpAddr>,
-    /// `namespace/name`.
-    pub name: String,
-    /// The `baggage` header of its tunnels.
-    pub baggage: String,
-}
-
-impl PodProxy {
-    /// Its address of the family of `like`.
-    fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
-        self.ips.iter().copied().find(|ip| ip.is_ipv4() == like.is_ipv4())
-    }
-}
-
-/// Serves a pod until `stop`; connections that are open then go on to their end.
-pub fn serve_pod(pod: PodProxy, listeners: PodListeners, shared: Arc<Shared>, stop: CancellationToken) {
-    let pod = Arc::new(pod);
-    for listener in listeners.outbound {
-        tokio::spawn(outbound::accept(listener, pod.clone(), shared.clone(), stop.clone()));
-    }
-    tokio::spawn(inbound::accept(listeners.inbound, pod, shared, stop));
-}
-
-/// Out of descriptors or memory, mostly: a short rest instead of a busy loop.
-async fn rest_after(pod: &PodProxy, error: io::Error) {
-    tracing::warn!(pod = pod.name, %error, "cannot accept");
-    tokio::time::sleep(Duration::from_millis(20)).await;
 }

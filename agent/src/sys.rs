@@ -2,15 +2,15 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::TcpSocket;
 
 /// Runs `f` with the calling thread inside the network namespace `netns`, then returns the thread to where it was.
 ///
@@ -25,6 +25,52 @@ pub fn in_netns<T>(netns: impl AsFd, f: impl FnOnce() -> io::Result<T>) -> io::R
         std::process::abort();
     }
     result
+}
+
+/// The cookie of the network namespace `netns`: the number by which BPF programs know it (`SO_NETNS_COOKIE`, since
+/// Linux 5.14). Stable for the life of the namespace, unique until reboot.
+pub fn netns_cookie(netns: impl AsFd) -> io::Result<u64> {
+    let socket = in_netns(netns, || Socket::new(Domain::UNIX, Type::DGRAM, None))?;
+    socket_netns_cookie(&socket)
+}
+
+/// The cookie of the network namespace that `socket` belongs to.
+#[expect(unsafe_code, reason = "no safe binding of SO_NETNS_COOKIE exists")]
+pub fn socket_netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for the length of the call, and the kernel writes at most `length` bytes, which is
+    // the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A TCP socket of `netns` bound to `ip`, port chosen by the kernel: non-blocking, without Nagle's delay, with
+/// keepalive (180 s, 180 s, 9 times: as ztunnel). `reuse` lets it take a port whose last connection is in TIME_WAIT.
+pub fn tcp_socket(netns: impl AsFd, ip: IpAddr, reuse: bool) -> io::Result<TcpSocket> {
+    let address = SocketAddr::new(ip, 0);
+    let socket = in_netns(netns, || {
+        Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+    })?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
+    socket.set_reuse_address(reuse)?;
+    socket.bind(&address.into())?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// What long-lived connections of the proxy use.
+pub fn keepalive() -> TcpKeepalive {
+    let period = Duration::from_secs(180);
+    TcpKeepalive::new().with_time(period).with_interval(period).with_retries(9)
 }
 
 /// Where cgroup v2 is mounted.
@@ -75,67 +121,28 @@ pub fn boot_time() -> SystemTime {
     SystemTime::now().checked_sub(monotonic.unwrap_or_default()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Cookie of a network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
-///
-/// # Errors
-///
-/// When the namespace cannot be entered or the kernel does not know the option.
-pub fn netns_cookie(netns: impl AsFd) -> io::Result<u64> {
-    let socket = in_netns(netns, || Socket::new(Domain::IPV4, Type::DGRAM, None))?;
-    cookie_of(&socket)
-}
-
 /// Cookie of this process's own network namespace.
 ///
 /// # Errors
 ///
 /// As [`netns_cookie`].
 pub fn own_netns_cookie() -> io::Result<u64> {
-    cookie_of(&Socket::new(Domain::IPV4, Type::DGRAM, None)?)
+    socket_netns_cookie(Socket::new(Domain::UNIX, Type::DGRAM, None)?)
 }
 
-#[allow(unsafe_code, reason = "no safe wrapper knows SO_NETNS_COOKIE")]
-fn cookie_of(socket: &Socket) -> io::Result<u64> {
-    const SO_NETNS_COOKIE: libc::c_int = 71;
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: value and length describe a live u64, which is what the option writes.
-    let result = unsafe {
-        let value = (&raw mut cookie).cast();
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut length)
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-}
+/// `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// A TCP socket inside `netns`, bound to `local` (port 0: any), ready for tokio.
-///
-/// # Errors
-///
-/// When the namespace cannot be entered or the address cannot be bound.
-pub fn tcp_socket_in(netns: impl AsFd, local: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = in_netns(netns, || {
-        let socket = Socket::new(Domain::for_address(local), Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&local.into())?;
-        Ok(socket)
-    })?;
-    Ok(TcpSocket::from_std_stream(socket.into()))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Options of every long-lived data connection: no Nagle, and keepalive as ztunnel sets it (180 s, 180 s, 9 times).
-///
-/// # Errors
-///
-/// When the kernel refuses an option.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let interval = Duration::from_secs(180);
-    let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(9);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
-}
-
-/// Makes closing `stream` send RST instead of FIN: the other end learns that the connection failed.
-pub fn reset_on_close(stream: &TcpStream) {
-    // A socket that refuses the option is broken already; closing it is all that is left.
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    #[test]
+    fn a_namespace_has_one_cookie() {
+        let netns = File::open("/proc/self/ns/net").unwrap();
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let cookie = netns_cookie(&netns).unwrap();
+        assert_ne!(cookie, 0);
+        assert_eq!(cookie, socket_netns_cookie(&socket).unwrap());
+    }
 }

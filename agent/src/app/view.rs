@@ -1,7 +1,7 @@
 //! What the admin server shows.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use culvert_common::Counter;
 use serde_json::json;
@@ -50,10 +50,12 @@ impl View for Published {
     fn metrics(&self) -> String {
         let state = self.state.borrow();
         let count = |wanted: &str| state.pods.iter().filter(|pod| pod.state == wanted).count() as u64;
+        let counters = &self.proxy.counters;
+        let figure = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let metrics = Metrics {
             kernel: Counter::ALL.iter().map(|c| (*c, self.kernel.maps.counter(*c))).collect(),
-            relayed_bytes: self.proxy.counters.relayed_bytes.load(Ordering::Relaxed),
-            open_tunnels: self.proxy.counters.open.load(Ordering::Relaxed),
+            relayed_bytes: figure(&counters.bytes_sent) + figure(&counters.bytes_received),
+            open_tunnels: figure(&counters.outbound_open) + figure(&counters.inbound_open),
             enrolled_pods: count("enrolled"),
             pending_pods: count("pending"),
         };
@@ -94,7 +96,7 @@ impl View for Published {
             "workloads": snapshot.workload_rows(),
             "services": snapshot.service_rows(),
             "policies": state.policies,
-            "certificates": self.certs.rows(),
+            "certificates": self.certs.list(),
             "identities": identities,
             "pods": state.pods,
             "source": state.source,

@@ -1,10 +1,22 @@
-//! The headers of a CONNECT request.
+//! What a CONNECT request says besides its method.
 
 use std::net::{IpAddr, SocketAddr};
 
-use rand::RngExt;
+/// `:authority` of a tunnel to `target`: `10.244.2.3:5000` or `[fd00::3]:5000`.
+pub fn authority(target: SocketAddr) -> String {
+    target.to_string()
+}
 
-/// `forwarded` (RFC 7239): who the client is, and which service it asked for.
+/// The address in an `:authority`. `None` for host names, zone ids and missing ports: Culvert serves addresses.
+pub fn parse_authority(text: &str) -> Option<SocketAddr> {
+    if text.contains('%') {
+        return None;
+    }
+    let target: SocketAddr = text.parse().ok()?;
+    Some(SocketAddr::new(target.ip().to_canonical(), target.port()))
+}
+
+/// `forwarded` (RFC 7239): the app's own end and, when it asked for a service, the service's name.
 pub fn forwarded(client: SocketAddr, host: Option<&str>) -> String {
     match host {
         Some(host) => format!("for=\"{client}\";host={host}"),
@@ -12,32 +24,16 @@ pub fn forwarded(client: SocketAddr, host: Option<&str>) -> String {
     }
 }
 
-/// The client in a `forwarded` header. Anything else in it is ignored; `None` when it holds no address and port.
-pub fn parse_forwarded(value: &str) -> Option<SocketAddr> {
-    let first = value.split(',').next()?;
-    let pair = first.split(';').find_map(|part| {
-        let (key, value) = part.trim().split_once('=')?;
-        key.eq_ignore_ascii_case("for").then_some(value)
-    })?;
-    pair.trim().trim_matches('"').parse().ok()
-}
-
-/// A new W3C trace context: random ids, not sampled.
-pub fn traceparent() -> String {
-    let mut rng = rand::rng();
-    format!("00-{:032x}-{:016x}-00", rng.random::<u128>() | 1, rng.random::<u64>() | 1)
-}
-
-/// The real address of the client: the tunnel's peer proved the address by its connection; the port of the app's own socket is
-/// taken from the header when it speaks of the same address.
-pub fn client_address(tunnel_peer: SocketAddr, forwarded: Option<&str>) -> SocketAddr {
-    let canonical = SocketAddr::new(unmapped(tunnel_peer.ip()), tunnel_peer.port());
-    forwarded.and_then(parse_forwarded).filter(|client| client.ip() == canonical.ip()).unwrap_or(canonical)
-}
-
-/// An IPv4-mapped address as the IPv4 address that it is.
-pub fn unmapped(ip: IpAddr) -> IpAddr {
-    ip.to_canonical()
+/// The client's port in a `forwarded` header, when the header speaks of `peer`.
+///
+/// A peer may name the port of its own client's socket; another address than its own would be a lie.
+pub fn client_port(forwarded: &str, peer: IpAddr) -> Option<u16> {
+    let value = forwarded
+        .split([';', ','])
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(name, value)| name.eq_ignore_ascii_case("for").then_some(value))?;
+    let client = parse_authority(value.trim_matches('"'))?;
+    (client.ip() == peer && client.port() != 0).then_some(client.port())
 }
 
 #[cfg(test)]
@@ -45,35 +41,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forwarded_is_written_and_read_for_both_families() {
-        for client in ["10.244.0.24:46238", "[fd00::1]:80"] {
-            let client: SocketAddr = client.parse().unwrap();
-            assert_eq!(parse_forwarded(&forwarded(client, None)), Some(client));
-            assert_eq!(
-                parse_forwarded(&forwarded(client, Some("echo.default.svc.cluster.local"))),
-                Some(client)
-            );
+    fn authorities_are_addresses_with_ports() {
+        for text in ["10.0.0.1:80", "[fd00::1]:80"] {
+            assert_eq!(authority(parse_authority(text).unwrap()), text);
         }
-        let client: SocketAddr = "127.0.0.1:80".parse().unwrap();
-        assert_eq!(forwarded(client, Some("example.com")), "for=\"127.0.0.1:80\";host=example.com");
-        for odd in ["", "host=x", "for=unknown", "for=\"_hidden\"", "for=1.2.3.4", "for", ";;;"] {
-            assert_eq!(parse_forwarded(odd), None, "{odd}");
+        assert_eq!(parse_authority("[::ffff:10.0.0.1]:80").unwrap().to_string(), "10.0.0.1:80");
+        for text in ["", "10.0.0.1", "db.hello:80", "10.0.0.1:99999", "fd00::1:80", "[fe80::1%2]:80"] {
+            assert_eq!(parse_authority(text), None, "{text}");
         }
     }
 
     #[test]
-    fn a_client_cannot_claim_another_address() {
-        let peer = "10.0.0.1:5555".parse().unwrap();
-        assert_eq!(client_address(peer, Some("for=\"10.0.0.1:1234\"")), "10.0.0.1:1234".parse().unwrap());
-        assert_eq!(client_address(peer, Some("for=\"10.0.0.9:1234\"")), peer);
-        let mapped = "[::ffff:10.0.0.1]:5555".parse().unwrap();
-        assert_eq!(client_address(mapped, None), peer);
-    }
-
-    #[test]
-    fn traceparent_has_the_shape_of_the_standard() {
-        let value = traceparent();
-        let parts: Vec<_> = value.split('-').map(str::len).collect();
-        assert_eq!(parts, [2, 32, 16, 2], "{value}");
+    fn only_the_peers_own_address_lends_its_port() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let v4 = forwarded("10.0.0.1:4000".parse().unwrap(), Some("db.hello.svc.cluster.local"));
+        assert_eq!(v4, "for=\"10.0.0.1:4000\";host=db.hello.svc.cluster.local");
+        assert_eq!(client_port(&v4, ip("10.0.0.1")), Some(4000));
+        assert_eq!(client_port(&v4, ip("10.0.0.2")), None);
+        let v6 = forwarded("[fd00::1]:4000".parse().unwrap(), None);
+        assert_eq!(client_port(&v6, ip("fd00::1")), Some(4000));
+        for text in ["", "for=", "for=10.0.0.1", "for=\"10.0.0.1:0\"", "by=\"10.0.0.1:1\""] {
+            assert_eq!(client_port(text, ip("10.0.0.1")), None, "{text}");
+        }
     }
 }

@@ -1,116 +1,75 @@
-//! Tunnels into a pod: TLS, HTTP/2, and each CONNECT request handed to the proxy.
+//! Taking an HBONE connection in.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::io;
 
 use bytes::Bytes;
-use h2::RecvStream;
-use h2::server::SendResponse;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use rustls::ServerConfig;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
-use super::{CONNECT_TIMEOUT, CONNECTION_WINDOW, FRAME_SIZE, REASON_HEADER, STREAM_WINDOW, keep_alive};
-use crate::identity::{SpiffeId, peer_identity};
+use super::HboneConfig;
+use crate::identity::{PeerError, SpiffeId, WorkloadCert, explain, spiffe_ids};
 
-/// Streams that one peer connection may have open.
-const MAX_STREAMS: u32 = 200;
-/// Reset streams that a peer may have pending before it is thrown out (rapid reset).
-const MAX_PENDING_RESETS: usize = 100;
-
-/// One CONNECT request.
-pub struct Incoming {
-    /// The tunnel's TCP peer.
-    pub peer: SocketAddr,
-    /// Its proven identity.
-    pub identity: SpiffeId,
-    /// The destination that it asks for.
-    pub target: SocketAddr,
-    /// Its `forwarded` header.
-    pub forwarded: Option<String>,
-    /// Bytes from the client.
-    pub recv: RecvStream,
-    /// For the answer.
-    pub respond: SendResponse<Bytes>,
+/// A peer that has proven who it is.
+pub struct Accepted {
+    /// The first SPIFFE id of its certificate.
+    pub peer: SpiffeId,
+    /// Its requests. Must be polled.
+    pub connection: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
 }
 
-/// Serves one tunnel connection; calls `handle` for every CONNECT request that is well-formed.
-///
-/// # Errors
-///
-/// The reason for the end, when it is not an orderly one.
-pub async fn serve<F>(
-    stream: TcpStream,
-    peer: SocketAddr,
-    config: Arc<ServerConfig>,
-    handle: impl Fn(Incoming) -> F,
-) -> Result<(), String>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let accepted = tokio::time::timeout(CONNECT_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await;
-    let tls = accepted.map_err(|_| "TLS handshake timed out")?.map_err(|e| format!("TLS handshake: {e}"))?;
-    let identity = peer_identity(tls.get_ref().1.peer_certificates()).map_err(|e| e.to_string())?;
-    let handshake = h2::server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME_SIZE)
-        .max_header_list_size(64 << 10)
-        .max_send_buffer_size(400 << 10)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .handshake(tls);
-    let handshake = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await;
-    let mut connection =
-        handshake.map_err(|_| "HTTP/2 handshake timed out")?.map_err(|e| format!("HTTP/2: {e}"))?;
-    let alive = keep_alive(connection.ping_pong());
-    tokio::pin!(alive);
-    loop {
-        let accepted = tokio::select! {
-            accepted = connection.accept() => accepted,
-            () = &mut alive => return Err("peer does not answer pings".to_owned()),
-        };
-        match accepted {
-            None => return Ok(()),
-            Some(Err(error)) if error.is_io() => return Ok(()), // the peer closed the connection
-            Some(Err(error)) => return Err(format!("HTTP/2: {error}")),
-            Some(Ok((request, respond))) => {
-                if let Some(incoming) = check(request, respond, peer, &identity) {
-                    tokio::spawn(handle(incoming));
-                }
-            }
-        }
-    }
+/// Why a connection was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer hung up before it said anything: a port probe.
+    #[error("the peer hung up")]
+    HungUp,
+    /// The peer is of another trust domain, or has no SPIFFE id.
+    #[error(transparent)]
+    WrongPeer(#[from] PeerError),
+    /// TLS failed.
+    #[error("TLS handshake: {0}")]
+    Tls(String),
+    /// HTTP/2 failed.
+    #[error("HTTP/2 handshake: {0}")]
+    H2(#[from] h2::Error),
+    /// The peer was too slow.
+    #[error("no TLS and HTTP/2 handshake in time")]
+    Timeout,
 }
 
-fn check(
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-    peer: SocketAddr,
-    identity: &SpiffeId,
-) -> Option<Incoming> {
-    if request.method() != Method::CONNECT {
-        refuse(respond, StatusCode::BAD_REQUEST, "only CONNECT is served");
-        return None;
-    }
-    let target = request.uri().authority().and_then(|a| a.as_str().parse::<SocketAddr>().ok());
-    let Some(target) = target else {
-        refuse(respond, StatusCode::BAD_REQUEST, "the authority must be IP:port");
-        return None;
+/// TLS with a client certificate, then HTTP/2 with ztunnel's settings and limits.
+pub async fn accept(
+    tcp: TcpStream,
+    cert: &WorkloadCert,
+    config: &HboneConfig,
+) -> Result<Accepted, HandshakeError> {
+    let handshake = async {
+        let tls = TlsAcceptor::from(cert.server_config()).accept(tcp).await.map_err(tls_error)?;
+        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let none = || PeerError::NoIdentity("it presented no certificate".to_owned());
+        let peer = spiffe_ids(leaf.ok_or_else(none)?)?.into_iter().next().ok_or_else(none)?;
+        let connection = h2::server::Builder::new()
+            .initial_window_size(config.stream_window)
+            .initial_connection_window_size(config.connection_window)
+            .max_frame_size(config.frame_size)
+            .max_header_list_size(64 << 10)
+            .max_send_buffer_size(config.send_buffer)
+            .max_concurrent_streams(config.server_streams)
+            .handshake(tls)
+            .await?;
+        Ok(Accepted { peer, connection })
     };
-    let forwarded = request.headers().get("forwarded").and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let (identity, recv) = (identity.clone(), request.into_body());
-    Some(Incoming { peer, identity, target, forwarded, recv, respond })
+    timeout(config.handshake_timeout, handshake).await.unwrap_or(Err(HandshakeError::Timeout))
 }
 
-/// Answers with an error status and ends the stream.
-pub fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, reason: &str) {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    if let Ok(value) = HeaderValue::from_str(reason) {
-        response.headers_mut().insert(REASON_HEADER, value);
+fn tls_error(error: io::Error) -> HandshakeError {
+    if let Some(peer) = PeerError::find(&error) {
+        return peer.into();
     }
-    // The peer may be gone already; then nobody waits for the answer.
-    let _ = respond.send_response(response, true);
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => HandshakeError::HungUp,
+        _ => HandshakeError::Tls(explain(&error)),
+    }
 }

@@ -1,159 +1,304 @@
-//! Certificates in memory, one per identity: fetched once, renewed at half life, swapped without closing a connection.
+//! One certificate per identity, renewed before it ends.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rand::RngExt;
-use serde::Serialize;
-use tokio::sync::Mutex as AsyncMutex;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Ca, Certified, SpiffeId};
+use super::{Ca, CaError, SpiffeId, WorkloadCert};
 
-/// How often due renewals are looked for; also the rest after a failed one.
-const TICK: Duration = Duration::from_secs(1);
-/// Longest rest between failed renewals.
-const MAX_BACKOFF: Duration = Duration::from_secs(150);
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(150);
+/// However short-lived the certificates, the CA is not asked more often than this.
+const SHORTEST_ROTATION: Duration = Duration::from_millis(100);
 
-struct Slot {
-    current: Arc<Certified>,
-    renew_at: SystemTime,
-    failures: u32,
+/// Why there is no certificate for an identity.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CertError {
+    /// The CA did not sign.
+    #[error("no certificate for {identity}: {}", chain(.source.as_ref()))]
+    Ca {
+        /// For whom.
+        identity: SpiffeId,
+        /// Why not.
+        source: Arc<CaError>,
+    },
+    /// What the CA signed cannot be used.
+    #[error("no certificate for {identity}: {source}")]
+    Tls {
+        /// For whom.
+        identity: SpiffeId,
+        /// Why not.
+        source: rustls::Error,
+    },
+    /// The key could not be made.
+    #[error("no key for {identity}: {problem}")]
+    Key {
+        /// For whom.
+        identity: SpiffeId,
+        /// Why not.
+        problem: String,
+    },
+    /// The store dropped the identity meanwhile.
+    #[error("no certificate for {0}: the agent no longer serves it")]
+    Dropped(SpiffeId),
 }
 
-/// The store. Cheap to clone.
+fn chain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {}", chain(cause)))
+}
+
+/// One line of `culvert certificates` and of the dump.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct CertInfo {
+    /// Whose.
+    pub identity: SpiffeId,
+    /// Serial number, hexadecimal; empty while there is none.
+    pub serial: String,
+    /// RFC 3339; empty while there is none.
+    pub not_before: String,
+    /// RFC 3339; empty while there is none.
+    pub not_after: String,
+    /// Pods (leases) that use it.
+    pub users: usize,
+    /// Why the last attempt to get or renew it failed; empty when it did not.
+    pub error: String,
+}
+
+/// Certificates by identity. Cheap to clone; all clones are one store.
 #[derive(Clone)]
 pub struct CertStore {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    ca: Ca,
-    ttl: Duration,
-    slots: Mutex<HashMap<SpiffeId, Slot>>,
-    /// One request to the CA at a time for each identity that has nothing yet.
-    fetching: AsyncMutex<()>,
+    ca: Arc<Ca>,
+    entries: Mutex<HashMap<SpiffeId, Entry>>,
+    /// Ends every rotation when the last clone goes.
+    stop: CancellationToken,
+    _stop_on_drop: DropGuard,
 }
 
-/// A line of `culvert certificates`.
-#[derive(Clone, Debug, Serialize)]
-pub struct CertificateRow {
-    /// SPIFFE id.
-    pub identity: String,
-    /// Serial number, hexadecimal.
-    pub serial: String,
-    /// RFC 3339.
-    pub not_before: String,
-    /// RFC 3339.
-    pub not_after: String,
+struct Entry {
+    state: watch::Receiver<State>,
+    leases: usize,
+    stop: CancellationToken,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    current: Option<Arc<WorkloadCert>>,
+    error: Option<CertError>,
+}
+
+/// Keeps an identity's certificate fetched and fresh while it lives: one per pod.
+#[must_use = "the certificate is dropped with its last lease"]
+pub struct CertLease {
+    store: CertStore,
+    identity: SpiffeId,
 }
 
 impl CertStore {
-    /// An empty store; `ttl` is the lifetime asked for. Starts the task that renews.
-    pub fn new(ca: Ca, ttl: Duration) -> Self {
-        let inner = Inner { ca, ttl, slots: Mutex::default(), fetching: AsyncMutex::default() };
-        let store = Self { inner: Arc::new(inner) };
-        let weak = Arc::downgrade(&store.inner);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(TICK).await;
-                let Some(inner) = weak.upgrade() else { return };
-                inner.renew_due().await;
-            }
-        });
-        store
+    /// A store that asks `ca`. Lives in a tokio runtime: [`CertStore::get`] and [`CertStore::lease`] spawn tasks.
+    pub fn new(ca: Ca) -> Self {
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        let inner = Inner { ca: Arc::new(ca), entries: Mutex::default(), stop, _stop_on_drop: guard };
+        Self { inner: Arc::new(inner) }
     }
 
-    /// Makes sure that there is a valid certificate for `id`.
+    /// The certificate of `identity`, fetched when there is none yet; those who ask meanwhile share the one request.
     ///
-    /// # Errors
-    ///
-    /// What the CA or the certificate failed with.
-    pub async fn ensure(&self, id: &SpiffeId) -> Result<(), String> {
-        self.certificate(id).await.map(drop)
-    }
-
-    /// The certificate of `id`, fetched when there is none.
-    ///
-    /// # Errors
-    ///
-    /// What the CA or the certificate failed with.
-    pub async fn certificate(&self, id: &SpiffeId) -> Result<Arc<Certified>, String> {
-        if let Some(current) = self.inner.valid(id) {
-            return Ok(current);
-        }
-        let _one = self.inner.fetching.lock().await;
-        if let Some(current) = self.inner.valid(id) {
-            return Ok(current);
-        }
-        self.inner.fetch(id).await
-    }
-
-    /// Forgets certificates of identities that no local pod has any more.
-    pub fn retain(&self, used: &HashSet<SpiffeId>) {
-        self.inner.lock().retain(|id, _| used.contains(id));
-    }
-
-    /// For the CLI.
-    pub fn rows(&self) -> Vec<CertificateRow> {
-        let time = |t: SystemTime| jiff::Timestamp::try_from(t).map(|t| t.to_string()).unwrap_or_default();
-        let row = |slot: &Slot| CertificateRow {
-            identity: slot.current.id().to_string(),
-            serial: slot.current.serial.clone(),
-            not_before: time(slot.current.not_before),
-            not_after: time(slot.current.not_after),
-        };
-        let mut rows: Vec<_> = self.inner.lock().values().map(row).collect();
-        rows.sort_by(|a, b| a.identity.cmp(&b.identity));
-        rows
-    }
-}
-
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SpiffeId, Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn valid(&self, id: &SpiffeId) -> Option<Arc<Certified>> {
-        let slots = self.lock();
-        let slot = slots.get(id)?;
-        (slot.current.not_after > SystemTime::now()).then(|| slot.current.clone())
-    }
-
-    async fn fetch(&self, id: &SpiffeId) -> Result<Arc<Certified>, String> {
-        let issued = self.ca.issue(id, self.ttl).await.map_err(|e| e.to_string())?;
-        let certified = Arc::new(Certified::new(id.clone(), issued).map_err(|e| e.to_string())?);
-        let slot = Slot { renew_at: half_life(&certified), current: certified.clone(), failures: 0 };
-        self.lock().insert(id.clone(), slot);
-        Ok(certified)
-    }
-
-    async fn renew_due(&self) {
+    /// A certificate that cannot be renewed is given out until it ends. While the CA fails, this fails at once with
+    /// the CA's answer to the last attempt; attempts go on in the background.
+    pub async fn get(&self, identity: &SpiffeId) -> Result<Arc<WorkloadCert>, CertError> {
+        let mut state = self.state(identity, 0);
         let now = SystemTime::now();
-        let due: Vec<SpiffeId> =
-            self.lock().iter().filter(|(_, slot)| slot.renew_at <= now).map(|(id, _)| id.clone()).collect();
-        for id in due {
-            match self.fetch(&id).await {
-                Ok(_) => tracing::info!(identity = %id, "renewed certificate"),
-                Err(error) => self.put_off(&id, &error),
-            }
-        }
+        let known = |state: &State| {
+            let valid = state.current.as_ref().filter(|cert| cert.not_after() > now);
+            valid.cloned().map(Ok).or_else(|| state.error.clone().map(Err))
+        };
+        let state = state
+            .wait_for(|state| known(state).is_some())
+            .await
+            .map_err(|_| CertError::Dropped(identity.clone()))?;
+        known(&state).unwrap_or_else(|| Err(CertError::Dropped(identity.clone())))
     }
 
-    /// The old certificate stays while it is valid.
-    fn put_off(&self, id: &SpiffeId, error: &str) {
-        if let Some(slot) = self.lock().get_mut(id) {
-            slot.failures += 1;
-            let rest = TICK.saturating_mul(1 << slot.failures.min(8)).min(MAX_BACKOFF);
-            slot.renew_at = SystemTime::now() + rest;
-            tracing::warn!(identity = %id, error, ?rest, "cannot renew certificate; the old one stays while it is valid");
+    /// Fetches the certificate in the background and keeps it fresh until the lease (and every other one of the same
+    /// identity) is dropped. An identity without lease is dropped when its certificate is half through.
+    pub fn lease(&self, identity: &SpiffeId) -> CertLease {
+        self.state(identity, 1);
+        CertLease { store: self.clone(), identity: identity.clone() }
+    }
+
+    /// What the store holds, by identity.
+    pub fn list(&self) -> Vec<CertInfo> {
+        let text = |time: SystemTime| {
+            jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |t| t.to_string())
+        };
+        let mut list: Vec<CertInfo> = self
+            .entries()
+            .iter()
+            .map(|(identity, entry)| {
+                let state = entry.state.borrow();
+                let cert = state.current.as_ref();
+                CertInfo {
+                    identity: identity.clone(),
+                    serial: cert.map_or_else(String::new, |c| c.serial().to_owned()),
+                    not_before: cert.map_or_else(String::new, |c| text(c.not_before())),
+                    not_after: cert.map_or_else(String::new, |c| text(c.not_after())),
+                    users: entry.leases,
+                    error: state.error.as_ref().map_or_else(String::new, ToString::to_string),
+                }
+            })
+            .collect();
+        list.sort_by(|a, b| a.identity.cmp(&b.identity));
+        list
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<SpiffeId, Entry>> {
+        self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self, identity: &SpiffeId, leases: usize) -> watch::Receiver<State> {
+        let mut entries = self.entries();
+        let entry = entries.entry(identity.clone()).or_insert_with(|| {
+            let (sender, state) = watch::channel(State::default());
+            let stop = self.inner.stop.child_token();
+            let rotation = Rotation {
+                ca: self.inner.ca.clone(),
+                store: Arc::downgrade(&self.inner),
+                identity: identity.clone(),
+                sender,
+            };
+            let stopped = stop.clone();
+            tokio::spawn(async move { stopped.run_until_cancelled(rotation.run()).await });
+            Entry { state, leases: 0, stop }
+        });
+        entry.leases += leases;
+        entry.state.clone()
+    }
+}
+
+impl Drop for CertLease {
+    fn drop(&mut self) {
+        let mut entries = self.store.entries();
+        if let Some(entry) = entries.get_mut(&self.identity) {
+            entry.leases = entry.leases.saturating_sub(1);
+            if entry.leases == 0
+                && let Some(entry) = entries.remove(&self.identity)
+            {
+                entry.stop.cancel();
+            }
         }
     }
 }
 
-/// Half of the lifetime, give or take a tenth, so that identities do not renew all at once.
-fn half_life(certified: &Certified) -> SystemTime {
-    let now = SystemTime::now();
-    let left = certified.not_after.duration_since(now).unwrap_or_default();
-    now + left.mul_f64(rand::rng().random_range(0.45..0.55))
+/// The task behind one identity.
+struct Rotation {
+    ca: Arc<Ca>,
+    store: std::sync::Weak<Inner>,
+    identity: SpiffeId,
+    sender: watch::Sender<State>,
+}
+
+impl Rotation {
+    async fn run(self) {
+        let mut retry = FIRST_RETRY;
+        loop {
+            let wait = match self.fetch().await {
+                Ok(cert) => {
+                    retry = FIRST_RETRY;
+                    let wait = until_rotation(&cert, SystemTime::now(), rand::random());
+                    tracing::debug!(identity = %self.identity, serial = cert.serial(), ?wait, "got a certificate");
+                    self.sender.send_replace(State { current: Some(Arc::new(cert)), error: None });
+                    wait
+                }
+                Err(error) => {
+                    tracing::warn!(%error, retry_in = ?retry, "cannot get a certificate");
+                    self.sender.send_modify(|state| state.error = Some(error));
+                    let wait = retry.mul_f64(rand::random_range(0.8..1.2));
+                    retry = (retry * 2).min(LAST_RETRY);
+                    wait
+                }
+            };
+            tokio::time::sleep(wait).await;
+            if self.drop_unused() {
+                return;
+            }
+        }
+    }
+
+    async fn fetch(&self) -> Result<WorkloadCert, CertError> {
+        let identity = || self.identity.clone();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+            .map_err(|error| CertError::Key { identity: identity(), problem: error.to_string() })?;
+        let signed = self
+            .ca
+            .sign(&self.identity, &key)
+            .await
+            .map_err(|source| CertError::Ca { identity: identity(), source: Arc::new(source) })?;
+        WorkloadCert::new(identity(), &key, signed)
+            .map_err(|source| CertError::Tls { identity: identity(), source })
+    }
+
+    fn drop_unused(&self) -> bool {
+        let Some(store) = self.store.upgrade() else { return true };
+        let mut entries = store.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = entries.get(&self.identity).is_none_or(|entry| entry.leases == 0);
+        if unused {
+            entries.remove(&self.identity);
+        }
+        unused
+    }
+}
+
+/// Half of what is left, give or take a tenth of it, so that a node's certificates do not all renew at once.
+/// `random` is uniform in 0..1.
+fn until_rotation(cert: &WorkloadCert, now: SystemTime, random: f64) -> Duration {
+    let left = cert.not_after().duration_since(now).unwrap_or_default();
+    left.mul_f64(0.45 + 0.1 * random).max(SHORTEST_ROTATION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DEFAULT_TTL, EmbeddedCa};
+    use super::*;
+
+    fn store(ttl: Duration) -> (CertStore, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        (CertStore::new(Ca::Embedded(EmbeddedCa::open(dir.path(), ttl).unwrap())), dir)
+    }
+
+    fn id() -> SpiffeId {
+        SpiffeId::new("cluster.local", "test", "default")
+    }
+
+    #[tokio::test]
+    async fn those_who_ask_at_once_get_one_certificate() {
+        let (store, _dir) = store(DEFAULT_TTL);
+        let (id, other) = (id(), SpiffeId::new("cluster.local", "test", "other"));
+        let (a, b, c) = tokio::join!(store.get(&id), store.get(&id), store.get(&other));
+        assert_eq!(a.unwrap().serial(), b.unwrap().serial());
+        c.unwrap();
+        assert_eq!(store.list().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_renewed_while_leased_and_dropped_after() {
+        let (store, _dir) = store(Duration::from_secs(2));
+        let lease = store.lease(&id());
+        let first = store.get(&id()).await.unwrap().serial().to_owned();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(3);
+        while store.get(&id()).await.unwrap().serial() == first {
+            assert!(tokio::time::Instant::now() < deadline, "not renewed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        drop(lease);
+        assert!(store.list().is_empty());
+    }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,7 @@ pub struct Numbers {
 
 struct Enrolled {
     wanted: Wanted,
-    netns: Arc<std::fs::File>,
+    netns: Arc<OwnedFd>,
     cookie: u64,
     written: Option<Numbers>,
     stop: CancellationToken,
@@ -153,15 +153,14 @@ impl Pods {
             stop.cancel();
             tokio::time::sleep(RETURN_PAUSE).await;
         }
-        let listeners =
-            proxy::listeners::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
-        let certificate = self.proxy.certs.ensure(&pod.identity);
+        let listeners = proxy::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
+        let certificate = self.proxy.certs.get(&pod.identity);
         match tokio::time::timeout(CERTIFICATE_WAIT, certificate).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(format!("no certificate for {}: {error}", pod.identity)),
             Err(_) => return Err(format!("no certificate for {} within {CERTIFICATE_WAIT:?}", pod.identity)),
         }
-        let netns = Arc::new(netns);
+        let netns: Arc<OwnedFd> = Arc::new(netns.into());
         let stop = CancellationToken::new();
         let proxy = PodProxy {
             netns: netns.clone(),
@@ -171,7 +170,8 @@ impl Pods {
             name: pod.name.clone(),
             baggage: pod.baggage.clone(),
         };
-        proxy::serve_pod(proxy, listeners, self.proxy.clone(), stop.clone());
+        proxy::serve_pod(proxy, listeners, self.proxy.clone(), stop.clone())
+            .map_err(|e| format!("serving it: {e}"))?;
         Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, stop })
     }
 

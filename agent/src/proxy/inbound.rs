@@ -1,176 +1,285 @@
-//! From a tunnel to an app of a local pod.
+//! What other workloads open to a pod: from an HBONE connection to the app.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use culvert_common::{HBONE_PORT, OUTBOUND_PORT, Reason};
+use culvert_common::{Decision, Reason};
+use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{Response, StatusCode};
+use http::header::FORWARDED;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{PodProxy, Shared, Side, Stage, TunnelFlow, relay, rest_after};
-use crate::hbone::CONNECT_TIMEOUT;
-use crate::hbone::headers::client_address;
-use crate::hbone::server::{self, Incoming, refuse};
-use crate::sys;
+use super::pod::Pod;
+use super::relay::{Fault, relay};
+use super::socket::{connect_app, next};
+use super::{Counters, Side, Stage, TunnelFlow};
+use crate::hbone::{Accepted, HandshakeError, REASON_HEADER, accept, client_port, parse_authority};
+use crate::identity::SpiffeId;
 
-/// Tunnel connections of one pod that may be before or in their handshake at a time.
-const HANDSHAKES: usize = 256;
-/// Ports that only the mesh itself uses: a CONNECT to them would be a loop. 15006 is ztunnel's plaintext port.
-const MESH_PORTS: [u16; 3] = [OUTBOUND_PORT, HBONE_PORT, 15006];
-
-/// Accepts tunnel connections.
-pub(super) async fn accept(
-    listener: TcpListener,
-    pod: Arc<PodProxy>,
-    shared: Arc<Shared>,
-    stop: CancellationToken,
-) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+/// Accepts until the pod is stopped. New connections wait in the kernel while too many handshakes are going on.
+pub(super) async fn run(pod: Arc<Pod>, listener: TcpListener) {
+    let handshakes = Arc::new(Semaphore::new(pod.shared.config.handshakes));
+    let accepted = async || {
+        let permit = handshakes.clone().acquire_owned().await.ok();
+        (next(&listener, &pod.info.name).await, permit)
+    };
     loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+        let ((tcp, from), permit) = tokio::select! {
+            accepted = accepted() => accepted,
+            () = pod.stop.cancelled() => return,
         };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                rest_after(&pod, error).await;
-                continue;
-            }
-        };
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            sys::reset_on_close(&stream); // a flood: those who are let in must not suffer
-            continue;
-        };
-        let (pod, shared) = (pod.clone(), shared.clone());
-        tokio::spawn(async move {
-            if let Err(error) = serve(stream, peer, &pod, &shared, permit).await {
-                tracing::info!(pod = pod.name, %peer, error, "tunnel connection refused or broken");
-            }
-        });
+        pod.tasks.spawn(connection(pod.clone(), tcp, from, permit));
     }
 }
 
-async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    pod: &Arc<PodProxy>,
-    shared: &Arc<Shared>,
-    permit: tokio::sync::OwnedSemaphorePermit,
-) -> Result<(), String> {
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let config = shared.certs.certificate(&pod.identity).await?.server();
-    let permit = Arc::new(std::sync::Mutex::new(Some(permit)));
-    server::serve(stream, peer, config, move |incoming| {
-        // The first request ends the handshake's claim.
-        drop(permit.lock().ok().and_then(|mut p| p.take()));
-        let (pod, shared) = (pod.clone(), shared.clone());
-        async move { carry(incoming, &pod, &shared).await }
-    })
-    .await
+async fn connection(pod: Arc<Pod>, tcp: TcpStream, from: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
+    let here = tcp.local_addr().unwrap_or(from);
+    let taken = tokio::select! {
+        taken = handshake(&pod, tcp) => taken,
+        () = pod.kill.cancelled() => return,
+    };
+    drop(permit);
+    match taken {
+        Ok(accepted) => requests(pod, accepted, from).await,
+        Err(Refusal { reason, text, .. }) => {
+            let target = SocketAddr::new(here.ip().to_canonical(), here.port());
+            Counters::add(&pod.shared.counters.handshakes_failed, 1);
+            if !text.is_empty() {
+                refuse(&pod, base(&pod, from, target), Decision::refuse(reason), &text);
+            }
+        }
+    }
 }
 
-async fn carry(incoming: Incoming, pod: &PodProxy, shared: &Shared) {
-    let begun = Instant::now();
-    let Incoming { peer, identity, target, forwarded, recv, mut respond } = incoming;
-    let client = client_address(peer, forwarded.as_deref());
-    let mut flow = TunnelFlow {
+/// Fails without text when the peer only looked whether the port is open.
+async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Refusal> {
+    let failed = |reason, text| Refusal { status: StatusCode::BAD_REQUEST, reason, text };
+    let cert = pod.shared.certs.get(&pod.info.identity).await;
+    let cert = cert.map_err(|error| failed(Reason::TunnelFailed, error.to_string()))?;
+    accept(tcp, &cert, &pod.shared.config.hbone).await.map_err(|error| match error {
+        HandshakeError::HungUp => failed(Reason::TunnelFailed, String::new()),
+        HandshakeError::WrongPeer(_) => failed(Reason::WrongPeer, error.to_string()),
+        error => failed(Reason::TunnelFailed, error.to_string()),
+    })
+}
+
+async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
+    let Accepted { peer, mut connection } = accepted;
+    let _open = Counters::open(&pod.shared.counters.inbound_connections);
+    let pings = pod.shared.config.hbone.watch_pings(connection.ping_pong());
+    let mut pings = std::pin::pin!(pings);
+    let mut draining = false;
+    let end = loop {
+        tokio::select! {
+            request = connection.accept() => match request {
+                Some(Ok((request, respond))) => {
+                    pod.tasks.spawn(serve(pod.clone(), peer.clone(), from, request, respond));
+                }
+                Some(Err(error)) => break error.to_string(),
+                None => break String::new(),
+            },
+            problem = &mut pings => break problem,
+            () = pod.stop.cancelled(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = pod.kill.cancelled() => break "drain deadline".to_owned(),
+        }
+    };
+    tracing::debug!(pod = pod.info.name, %peer, %from, end, "HBONE connection ended");
+}
+
+/// A request that gets another answer than 200.
+struct Refusal {
+    status: StatusCode,
+    reason: Reason,
+    text: String,
+}
+
+async fn serve(
+    pod: Arc<Pod>,
+    peer: SpiffeId,
+    from: SocketAddr,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let start = Instant::now();
+    let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+    let target = parse_authority(authority);
+    let forwarded = request.headers().get(FORWARDED).and_then(|value| value.to_str().ok());
+    let port = forwarded.and_then(|text| client_port(text, from.ip())).unwrap_or(from.port());
+    let mut flow = base(&pod, SocketAddr::new(from.ip(), port), target.unwrap_or(from));
+    flow.source = Some(peer.clone());
+    let policy = pod.shared.watch_policy();
+
+    let checked = check(&pod, request.method(), authority, target);
+    let result = match checked {
+        Ok(target) => admit(&pod, target, &mut flow, &peer).await,
+        Err(refusal) => Err(refusal),
+    };
+    let tcp = match result {
+        Ok(tcp) => tcp,
+        Err(refusal) => {
+            answer_refusal(&mut respond, &refusal);
+            let decision = match flow.decision {
+                decision if decision.allowed() => Decision::refuse(refusal.reason),
+                decision => decision,
+            };
+            return refuse(&pod, flow, decision, &refusal.text);
+        }
+    };
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::OK;
+    match respond.send_response(response, false) {
+        Ok(send) => carry(&pod, tcp, (send, request.into_body()), flow, policy, start).await,
+        Err(error) => {
+            let text = format!("the peer went away before the answer: {error}");
+            refuse(&pod, flow, Decision::refuse(Reason::TunnelFailed), &text);
+        }
+    }
+}
+
+/// The request itself: a CONNECT, to this pod, and not to a port of the mesh (which would lead in circles).
+fn check(
+    pod: &Pod,
+    method: &Method,
+    authority: &str,
+    target: Option<SocketAddr>,
+) -> Result<SocketAddr, Refusal> {
+    let bad = |text| Refusal { status: StatusCode::BAD_REQUEST, reason: Reason::BadRequest, text };
+    if method != Method::CONNECT {
+        return Err(bad(format!("only CONNECT is served on the HBONE port, got {method}")));
+    }
+    let Some(target) = target else {
+        return Err(bad(format!("{authority:?} is not an IP address and a port")));
+    };
+    if !pod.info.ips.contains(&target.ip()) {
+        return Err(bad(format!("{} is not an address of the pod {}", target.ip(), pod.info.name)));
+    }
+    if target.port() == 0 {
+        return Err(bad("port 0 cannot be connected to".to_owned()));
+    }
+    if pod.shared.config.reserved_ports.contains(&target.port()) {
+        return Err(Refusal {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            reason: Reason::MeshPort,
+            text: format!("port {} is the mesh's own", target.port()),
+        });
+    }
+    Ok(target)
+}
+
+/// Policy, then the app.
+async fn admit(
+    pod: &Pod,
+    target: SocketAddr,
+    flow: &mut TunnelFlow,
+    peer: &SpiffeId,
+) -> Result<TcpStream, Refusal> {
+    flow.decision = pod.shared.mesh.decide(target.ip(), target.port(), peer);
+    if !flow.decision.allowed() {
+        let reason = flow.decision.reason;
+        let text = reason.as_str().to_owned();
+        return Err(Refusal { status: StatusCode::UNAUTHORIZED, reason, text });
+    }
+    let connected = tokio::select! {
+        connected = connect_app(pod, target, flow.client) => connected,
+        () = pod.kill.cancelled() => Err(std::io::Error::other("the agent stopped serving the pod")),
+    };
+    connected.map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => ": nothing in the pod listens there",
+            std::io::ErrorKind::TimedOut => ": the app does not accept connections",
+            _ => "",
+        };
+        let text = format!("cannot connect to {target} in {}: {error}{hint}", pod.info.name);
+        Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason: Reason::UpstreamFailed, text }
+    })
+}
+
+fn answer_refusal(respond: &mut SendResponse<Bytes>, refusal: &Refusal) {
+    let mut response = Response::new(());
+    *response.status_mut() = refusal.status;
+    if let Ok(text) = HeaderValue::from_str(&refusal.text) {
+        response.headers_mut().insert(REASON_HEADER, text);
+    }
+    if let Err(error) = respond.send_response(response, true) {
+        tracing::debug!(%error, "the peer went away before it was refused");
+    }
+}
+
+async fn carry(
+    pod: &Pod,
+    tcp: TcpStream,
+    stream: (h2::SendStream<Bytes>, RecvStream),
+    mut flow: TunnelFlow,
+    policy: watch::Receiver<u64>,
+    start: Instant,
+) {
+    let counters = &pod.shared.counters;
+    Counters::add(&counters.inbound_opened, 1);
+    let _open = Counters::open(&counters.inbound_open);
+    pod.shared.mesh.report(flow.clone());
+    let mut refused = None;
+    let end = async {
+        tokio::select! {
+            decision = no_longer_allowed(pod, &flow, policy) => {
+                refused = Some(decision);
+                format!("policy changed: {}", decision.reason.as_str())
+            }
+            () = pod.kill.cancelled() => "the agent stopped serving the pod".to_owned(),
+        }
+    };
+    let relayed = relay(tcp, stream, (&counters.bytes_received, &counters.bytes_sent), end).await;
+    flow.stage = Stage::Closed {
+        bytes_sent: relayed.from_tunnel,
+        bytes_received: relayed.to_tunnel,
+        duration: start.elapsed(),
+    };
+    if let Some(decision) = refused {
+        flow.decision = decision;
+    }
+    flow.error = relayed.fault.as_ref().map_or_else(String::new, Fault::to_string);
+    pod.shared.mesh.report(flow);
+}
+
+/// Asks again whenever policy has changed, until the answer is no.
+async fn no_longer_allowed(pod: &Pod, flow: &TunnelFlow, mut policy: watch::Receiver<u64>) -> Decision {
+    loop {
+        if policy.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let Some(peer) = &flow.source else { continue };
+        let decision = pod.shared.mesh.decide(flow.target.ip(), flow.target.port(), peer);
+        if !decision.allowed() {
+            return decision;
+        }
+    }
+}
+
+fn base(pod: &Pod, client: SocketAddr, target: SocketAddr) -> TunnelFlow {
+    TunnelFlow {
         side: Side::Destination,
         stage: Stage::Opened,
         client,
         requested: target,
         target,
-        decision: shared.mesh.decide(target.ip(), target.port(), &identity),
-        source: Some(identity),
-        destination: Some(pod.identity.clone()),
+        source: None,
+        destination: Some(pod.info.identity.clone()),
+        decision: Decision::allow(Reason::Allowed),
         error: String::new(),
-    };
-    if !pod.ips.contains(&target.ip()) {
-        let error = format!("ip mismatch: {} is not an address of {}", target.ip(), pod.name);
-        return deny(respond, flow, shared, StatusCode::BAD_REQUEST, Reason::BadRequest, error);
     }
-    if MESH_PORTS.contains(&target.port()) {
-        let error = format!("port {} is reserved for the mesh", target.port());
-        return deny(respond, flow, shared, StatusCode::SERVICE_UNAVAILABLE, Reason::MeshPort, error);
-    }
-    if !flow.decision.allowed() {
-        refuse(respond, StatusCode::UNAUTHORIZED, flow.decision.reason.as_str());
-        flow.stage = Stage::Refused;
-        return shared.mesh.report(flow);
-    }
-    let app = match connect_app(pod, target, client, shared).await {
-        Ok(app) => app,
-        Err(error) => {
-            let error = format!("cannot connect to {target}: {error}");
-            return deny(
-                respond,
-                flow,
-                shared,
-                StatusCode::SERVICE_UNAVAILABLE,
-                Reason::UpstreamFailed,
-                error,
-            );
-        }
-    };
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::OK;
-    let Ok(send) = respond.send_response(response, false) else {
-        sys::reset_on_close(&app); // the client has gone while the app was being connected
-        return;
-    };
-    shared.mesh.report(flow.clone());
-    shared.counters.open.fetch_add(1, Ordering::Relaxed);
-    let carried = relay::relay(app, send, recv, &shared.counters.relayed_bytes).await;
-    shared.counters.open.fetch_sub(1, Ordering::Relaxed);
-    flow.stage = Stage::Closed {
-        bytes_sent: carried.from_tunnel,
-        bytes_received: carried.into_tunnel,
-        duration: begun.elapsed(),
-    };
-    flow.error = carried.error;
-    shared.mesh.report(flow);
 }
 
-fn deny(
-    respond: SendResponse<Bytes>,
-    flow: TunnelFlow,
-    shared: &Shared,
-    status: StatusCode,
-    why: Reason,
-    error: String,
-) {
-    refuse(respond, status, &error);
-    shared.mesh.report(flow.refused(why, error));
-}
-
-/// Connects to the app from the pod's own address; the app will see `client`.
-async fn connect_app(
-    pod: &PodProxy,
-    target: SocketAddr,
-    client: SocketAddr,
-    shared: &Shared,
-) -> io::Result<TcpStream> {
-    let socket = sys::tcp_socket_in(&*pod.netns, SocketAddr::new(target.ip(), 0))?;
-    let local = socket.local_addr()?;
-    shared.mesh.put_original_src(pod.netns_cookie, local, client)?;
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(target)).await;
-    let result =
-        connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the app does not answer")));
-    match result {
-        Ok(stream) => {
-            let _ = sys::tune(&stream); // an option less is no reason to fail the connection
-            Ok(stream)
-        }
-        Err(error) => {
-            shared.mesh.remove_original_src(pod.netns_cookie, local);
-            Err(error)
-        }
-    }
+fn refuse(pod: &Pod, mut flow: TunnelFlow, decision: Decision, text: &str) {
+    tracing::debug!(pod = pod.info.name, client = %flow.client, target = %flow.target, text, "refused");
+    Counters::add(&pod.shared.counters.refused, 1);
+    flow.stage = Stage::Refused;
+    flow.decision = decision;
+    text.clone_into(&mut flow.error);
+    pod.shared.mesh.report(flow);
 }

@@ -1,132 +1,140 @@
-//! From an app of a local pod into a tunnel.
+//! What a pod's apps opened: from the loopback listener into a tunnel.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use culvert_common::{Decision, HBONE_PORT, Reason};
-use http::StatusCode;
+use culvert_common::{Decision, Reason};
+use http::header::FORWARDED;
+use http::{HeaderValue, Method, Request};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
 
-use super::{PodProxy, Shared, Side, Stage, TunnelFlow, relay, rest_after};
-use crate::hbone::client::{Connect, Route, TunnelError};
-use crate::hbone::headers::{forwarded, unmapped};
-use crate::sys;
+use super::pod::Pod;
+use super::relay::relay;
+use super::socket::{next, reset};
+use super::{Counters, Side, Stage, TunnelFlow};
+use crate::hbone::{Destination, Tunnel, authority, forwarded};
 
-/// Accepts what the connect hook leads here.
-pub(super) async fn accept(
-    listener: TcpListener,
-    pod: Arc<PodProxy>,
-    shared: Arc<Shared>,
-    stop: CancellationToken,
-) {
+/// Accepts until the pod is stopped.
+pub(super) async fn run(pod: Arc<Pod>, listener: TcpListener) {
     loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+        let (tcp, app) = tokio::select! {
+            accepted = next(&listener, &pod.info.name) => accepted,
+            () = pod.stop.cancelled() => return,
         };
-        match accepted {
-            Ok((stream, client)) => {
-                let (pod, shared) = (pod.clone(), shared.clone());
-                tokio::spawn(async move { carry(stream, client, &pod, &shared).await });
-            }
-            Err(error) => rest_after(&pod, error).await,
-        }
+        pod.tasks.spawn(serve(pod.clone(), tcp, app));
     }
 }
 
-async fn carry(stream: TcpStream, accepted: SocketAddr, pod: &PodProxy, shared: &Shared) {
-    let begun = Instant::now();
-    let mesh = &shared.mesh;
-    let destination = match mesh.take_original_dst(pod.netns_cookie, accepted) {
-        Ok(Some(destination)) => destination,
-        // A process of the pod that connected to the listener by itself, or state that is gone: closed.
-        Ok(None) => return refuse_unknown(&stream, accepted, pod, shared, ""),
-        Err(error) => return refuse_unknown(&stream, accepted, pod, shared, &error.to_string()),
+async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
+    let start = Instant::now();
+    let opened = tokio::select! {
+        opened = open(&pod, &tcp, app) => opened,
+        () = pod.kill.cancelled() => return reset(tcp),
     };
-    let (requested, target): (SocketAddr, SocketAddr) =
-        (destination.requested.into(), destination.target.into());
-    let own = pod.address_like(target.ip());
+    let (tunnel, mut flow) = match opened {
+        Ok(opened) => opened,
+        Err(flow) => {
+            tracing::debug!(pod = pod.info.name, target = %flow.target, error = flow.error, "refused");
+            Counters::add(&pod.shared.counters.refused, 1);
+            pod.shared.mesh.report(*flow);
+            return reset(tcp);
+        }
+    };
+    let counters = &pod.shared.counters;
+    Counters::add(&counters.outbound_opened, 1);
+    let _open = Counters::open(&counters.outbound_open);
+    pod.shared.mesh.report(flow.clone());
+
+    let Tunnel { send, recv, slot } = tunnel;
+    let end = async {
+        pod.kill.cancelled().await;
+        "the agent stopped serving the pod".to_owned()
+    };
+    let totals = (&counters.bytes_sent, &counters.bytes_received);
+    let relayed = relay(tcp, (send, recv), totals, end).await;
+    drop(slot);
+    flow.stage = Stage::Closed {
+        bytes_sent: relayed.to_tunnel,
+        bytes_received: relayed.from_tunnel,
+        duration: start.elapsed(),
+    };
+    flow.error = relayed.fault.map_or_else(String::new, |fault| fault.to_string());
+    pod.shared.mesh.report(flow);
+}
+
+/// Finds out where the app wanted to go and opens the tunnel there. Fails with the flow to report.
+async fn open(pod: &Pod, tcp: &TcpStream, app: SocketAddr) -> Result<(Tunnel, TunnelFlow), Box<TunnelFlow>> {
+    let mesh = &pod.shared.mesh;
+    let here = tcp.local_addr().unwrap_or(app);
     let mut flow = TunnelFlow {
         side: Side::Source,
         stage: Stage::Opened,
-        // The app's socket has a loopback address now; the world knows the pod's.
-        client: SocketAddr::new(own.unwrap_or_else(|| unmapped(accepted.ip())), accepted.port()),
-        requested,
-        target,
-        source: Some(pod.identity.clone()),
-        destination: mesh.workload_identity(target.ip()),
+        client: app,
+        requested: here,
+        target: here,
+        source: Some(pod.info.identity.clone()),
+        destination: None,
         decision: Decision::allow(Reason::Allowed),
         error: String::new(),
     };
-    let (Some(from), Some(peer)) = (own, flow.destination.clone()) else {
-        sys::reset_on_close(&stream);
-        let error = format!("{target} is no enrolled pod any more, or of a family that this pod lacks");
-        return mesh.report(flow.refused(Reason::UnknownDestination, error));
-    };
-    let route = Route {
-        source: pod.identity.clone(),
-        destination: peer,
-        address: SocketAddr::new(target.ip(), HBONE_PORT),
-        from,
-        netns: pod.netns_cookie,
-    };
-    let host = (requested != target).then(|| mesh.service_host(requested.ip())).flatten();
-    let connect =
-        Connect { target, forwarded: forwarded(flow.client, host.as_deref()), baggage: pod.baggage.clone() };
-    let tunnel = match shared.pool.open(&pod.netns, &route, &connect).await {
-        Ok(tunnel) => tunnel,
-        Err(error) => {
-            sys::reset_on_close(&stream);
-            return mesh.report(flow.refused(reason(&error), error));
+    let original = match mesh.take_original_dst(pod.info.netns_cookie, app) {
+        Ok(Some(original)) => original,
+        Ok(None) => {
+            let error = format!(
+                "a connection from {app} reached the mesh's listener {here} without being led there: \
+                 apps cannot use this port"
+            );
+            return Err(flow.refused(Reason::NoOriginalDst, error).into());
         }
+        Err(error) => return Err(flow.refused(Reason::NoOriginalDst, error).into()),
     };
-    let _ = sys::tune(&stream); // an option less is no reason to fail the connection
-    mesh.report(flow.clone());
-    shared.counters.open.fetch_add(1, Ordering::Relaxed);
-    let (send, recv, lease) = tunnel.into_parts();
-    let carried = relay::relay(stream, send, recv, &shared.counters.relayed_bytes).await;
-    drop(lease);
-    shared.counters.open.fetch_sub(1, Ordering::Relaxed);
-    flow.stage = Stage::Closed {
-        bytes_sent: carried.into_tunnel,
-        bytes_received: carried.from_tunnel,
-        duration: begun.elapsed(),
+    flow.requested = original.requested.into();
+    flow.target = original.target.into();
+    let target = flow.target;
+    let Some(source_ip) = pod.info.ip_like(target.ip()) else {
+        let error = format!("{} has no address of the family of {target}", pod.info.name);
+        return Err(flow.refused(Reason::TunnelFailed, error).into());
     };
-    flow.error = carried.error;
-    mesh.report(flow);
-}
+    flow.client = SocketAddr::new(source_ip, app.port());
+    let Some(expected) = mesh.workload_identity(target.ip()) else {
+        let error = format!("no enrolled workload has the address {}: it may just have gone", target.ip());
+        return Err(flow.refused(Reason::OutsideMesh, error).into());
+    };
+    flow.destination = Some(expected.clone());
 
-fn refuse_unknown(stream: &TcpStream, accepted: SocketAddr, pod: &PodProxy, shared: &Shared, error: &str) {
-    sys::reset_on_close(stream);
-    let flow = TunnelFlow {
-        side: Side::Source,
-        stage: Stage::Refused,
-        client: accepted,
-        requested: accepted,
-        target: accepted,
-        source: Some(pod.identity.clone()),
-        destination: None,
-        decision: Decision::refuse(Reason::NoOriginalDst),
-        error: error.to_owned(),
+    let destination = Destination {
+        source: pod.info.identity.clone(),
+        source_ip,
+        netns: pod.info.netns.clone(),
+        netns_cookie: pod.info.netns_cookie,
+        expected,
+        address: SocketAddr::new(target.ip(), pod.shared.config.hbone_port),
     };
-    shared.mesh.report(flow);
-}
-
-fn reason(error: &TunnelError) -> Reason {
-    match error {
-        TunnelError::WrongPeer(_) => Reason::WrongPeer,
-        TunnelError::Status { status, .. } if *status == StatusCode::UNAUTHORIZED => Reason::PeerRefused,
-        TunnelError::Status { status, .. } if *status == StatusCode::SERVICE_UNAVAILABLE => {
-            Reason::UpstreamFailed
-        }
-        TunnelError::Status { .. } => Reason::BadRequest,
-        TunnelError::Certificate(_)
-        | TunnelError::Tcp { .. }
-        | TunnelError::Timeout(_)
-        | TunnelError::Tls { .. }
-        | TunnelError::Http { .. } => Reason::TunnelFailed,
+    let request = match request(pod, &flow) {
+        Ok(request) => request,
+        Err(error) => return Err(flow.refused(Reason::TunnelFailed, error).into()),
+    };
+    match pod.shared.pool.open(&destination, &request).await {
+        Ok(tunnel) => Ok((tunnel, flow)),
+        Err(error) => Err(flow.refused(error.reason(), error).into()),
     }
+}
+
+fn request(pod: &Pod, flow: &TunnelFlow) -> http::Result<Request<()>> {
+    let host = (flow.requested.ip() != flow.target.ip())
+        .then(|| pod.shared.mesh.service_host(flow.requested.ip()))
+        .flatten();
+    let trace = format!("00-{:032x}-{:016x}-00", rand::random::<u128>(), rand::random::<u64>());
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(authority(flow.target))
+        .header(FORWARDED, forwarded(flow.client, host.as_deref()))
+        .header("traceparent", trace);
+    if !pod.info.baggage.is_empty()
+        && let Ok(baggage) = HeaderValue::from_str(&pod.info.baggage)
+    {
+        request = request.header("baggage", baggage);
+    }
+    request.body(())
 }

@@ -1,125 +1,208 @@
-//! Bytes both ways between an app's socket and a tunnel's stream.
+//! Bytes both ways between a TCP socket and an HTTP/2 stream.
 //!
-//! Each direction ends by itself (half-close). A reset on one side becomes a reset on the other: a failure must not look
-//! like the end of the data. What is read and not yet accepted by the other side is at most one buffer; the windows of
-//! HTTP/2 are opened only as the app takes the bytes.
+//! Each end's FIN becomes the other's, each end's reset the other's. A byte is taken from one side only when it can be
+//! given to the other: per tunnel the agent holds one read buffer, the stream's send buffer, and what the peer may send
+//! within the stream's window.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::pin;
+use std::sync::atomic::AtomicU64;
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use crate::sys;
+use super::Counters;
+use super::socket::reset;
 
-/// Bytes read from an app at once.
-const BUFFER: usize = 64 << 10;
+/// A read starts this small and grows with the traffic: most connections carry little.
+const FIRST_READ: usize = 4 << 10;
+const LARGEST_READ: usize = 64 << 10;
 
-/// What was carried.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Carried {
+/// What went through a tunnel.
+pub(super) struct Relayed {
     /// From the socket into the tunnel.
-    pub into_tunnel: u64,
+    pub(super) to_tunnel: u64,
     /// From the tunnel into the socket.
-    pub from_tunnel: u64,
-    /// Why it ended early; empty after an orderly end.
-    pub error: String,
+    pub(super) from_tunnel: u64,
+    /// Why it ended; `None` when both sides had said all.
+    pub(super) fault: Option<Fault>,
 }
 
-/// Carries until both directions have ended, or one has failed. `total` counts every byte as it passes.
-pub async fn relay(
-    mut socket: TcpStream,
-    mut send: SendStream<Bytes>,
-    mut recv: RecvStream,
-    total: &AtomicU64,
-) -> Carried {
-    let mut carried = Carried::default();
-    let ended = {
-        let (mut read, mut write) = socket.split();
-        let into = upload(&mut read, &mut send, &mut carried.into_tunnel, total);
-        let from = download(&mut recv, &mut write, &mut carried.from_tunnel, total);
-        tokio::try_join!(into, from)
-    };
-    if let Err(error) = ended {
-        carried.error = error;
-        // RFC 9113 8.5: a TCP error inside a CONNECT stream. A stream that the peer has reset ignores it.
-        send.send_reset(Reason::CONNECT_ERROR);
-        sys::reset_on_close(&socket);
+/// What breaks a tunnel.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The socket.
+    Tcp(io::Error),
+    /// The stream, by the peer or with its connection.
+    Tunnel(h2::Error),
+    /// The peer reset the stream.
+    Reset(Reason),
+    /// This agent.
+    Ended(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(error) => write!(f, "the local app's connection broke: {error}"),
+            Self::Tunnel(error) => write!(f, "the tunnel broke: {error}"),
+            Self::Reset(reason) => write!(f, "the other end reset the connection: {reason}"),
+            Self::Ended(why) => f.write_str(why),
+        }
     }
-    carried
+}
+
+/// Carries bytes until both directions have ended, one breaks, or `end` says to end it, and why.
+/// `totals` are global counters: into the tunnel, out of it.
+pub(super) async fn relay(
+    mut tcp: TcpStream,
+    (mut send, mut recv): (SendStream<Bytes>, RecvStream),
+    totals: (&AtomicU64, &AtomicU64),
+    end: impl Future<Output = String>,
+) -> Relayed {
+    let (mut to_tunnel, mut from_tunnel) = (0, 0);
+    let result = {
+        let (read, write) = tcp.split();
+        let up = upload(read, &mut send, |n| {
+            to_tunnel += n;
+            Counters::add(totals.0, n);
+        });
+        let down = download(&mut recv, write, |n| {
+            from_tunnel += n;
+            Counters::add(totals.1, n);
+        });
+        tokio::select! {
+            result = async { tokio::try_join!(up, down) } => result.map(|_| ()),
+            why = end => Err(Fault::Ended(why)),
+        }
+    };
+    if let Err(fault) = &result {
+        if matches!(fault, Fault::Tcp(_) | Fault::Ended(_)) {
+            send.send_reset(Reason::CONNECT_ERROR);
+        }
+        reset(tcp);
+    }
+    Relayed { to_tunnel, from_tunnel, fault: result.err() }
 }
 
 async fn upload(
-    read: &mut ReadHalf<'_>,
+    mut read: ReadHalf<'_>,
     send: &mut SendStream<Bytes>,
-    count: &mut u64,
-    total: &AtomicU64,
-) -> Result<(), String> {
+    mut count: impl FnMut(u64),
+) -> Result<(), Fault> {
+    let mut size = FIRST_READ;
     let mut buffer = BytesMut::new();
     loop {
-        // Small leftovers of a buffer are not worth a read of their own.
-        if buffer.capacity() < BUFFER / 4 {
-            buffer.reserve(BUFFER);
+        // No buffer is held while nothing comes, unless it is small.
+        if buffer.capacity() > FIRST_READ {
+            buffer = BytesMut::new();
         }
-        let length = tokio::select! {
-            length = read.read_buf(&mut buffer) => length.map_err(|e| format!("app: {e}"))?,
-            reset = poll_fn(|cx| send.poll_reset(cx)) => return Err(peer_reset(reset)),
-        };
-        if length == 0 {
-            return send.send_data(Bytes::new(), true).map_err(|e| format!("tunnel: {e}"));
+        tokio::select! {
+            reason = poll_fn(|cx| send.poll_reset(cx)) => return stopped(reason),
+            ready = read.readable() => ready.map_err(Fault::Tcp)?,
         }
-        *count += length as u64;
-        total.fetch_add(length as u64, Ordering::Relaxed);
-        let mut chunk = buffer.split().freeze();
-        while !chunk.is_empty() {
-            send.reserve_capacity(chunk.len());
-            let room = match poll_fn(|cx| send.poll_capacity(cx)).await {
-                Some(Ok(room)) => room,
-                Some(Err(e)) => return Err(format!("tunnel: {e}")),
-                None => return Err("tunnel: closed".to_owned()),
-            };
-            let part = chunk.split_to(room.min(chunk.len()));
-            if !part.is_empty() {
-                send.send_data(part, false).map_err(|e| format!("tunnel: {e}"))?;
+        loop {
+            if buffer.capacity() < size / 2 {
+                buffer.reserve(size);
+            }
+            let room = buffer.capacity();
+            let Some(result) = now(read.read_buf(&mut buffer)).await else { break };
+            let n = result.map_err(Fault::Tcp)?;
+            if n == 0 {
+                return send.send_data(Bytes::new(), true).map_err(Fault::Tunnel);
+            }
+            if n == room {
+                size = (size * 4).min(LARGEST_READ);
+            }
+            count(n as u64);
+            if let Some(reason) = send_all(send, &read, buffer.split().freeze()).await? {
+                return stopped(Ok(reason));
             }
         }
     }
 }
 
+/// Hands `data` over as the stream's window and send buffer allow. `Some`: the peer reset the stream.
+async fn send_all(
+    send: &mut SendStream<Bytes>,
+    read: &ReadHalf<'_>,
+    mut data: Bytes,
+) -> Result<Option<Reason>, Fault> {
+    while !data.is_empty() {
+        send.reserve_capacity(data.len());
+        let room = match send.capacity() {
+            0 => {
+                let capacity = tokio::select! {
+                    capacity = poll_fn(|cx| send.poll_capacity(cx)) => capacity,
+                    // While the peer is slow the socket is not read: its reset shows only like this.
+                    ready = read.ready(Interest::ERROR) => return Err(broken(ready, read)),
+                };
+                match capacity {
+                    Some(room) => room.map_err(Fault::Tunnel)?,
+                    None => return poll_fn(|cx| send.poll_reset(cx)).await.map(Some).map_err(Fault::Tunnel),
+                }
+            }
+            room => room,
+        };
+        let part = data.split_to(room.min(data.len()));
+        if !part.is_empty() {
+            send.send_data(part, false).map_err(Fault::Tunnel)?;
+        }
+    }
+    Ok(None)
+}
+
 async fn download(
     recv: &mut RecvStream,
-    write: &mut WriteHalf<'_>,
-    count: &mut u64,
-    total: &AtomicU64,
-) -> Result<(), String> {
-    while let Some(chunk) = recv.data().await {
-        let chunk = match chunk {
-            Ok(chunk) => chunk,
-            // ztunnel ends a stream that way; it stands for the end of the data.
-            Err(e) if e.reason() == Some(Reason::NO_ERROR) => break,
-            Err(e) => return Err(format!("tunnel: {e}")),
-        };
-        let length = chunk.len();
-        write.write_all(&chunk).await.map_err(|e| format!("app: {e}"))?;
-        *count += length as u64;
-        total.fetch_add(length as u64, Ordering::Relaxed);
-        // Only now may the sender send as much again.
-        recv.flow_control().release_capacity(length).map_err(|e| format!("tunnel: {e}"))?;
-    }
-    match write.shutdown().await {
-        // The app has closed its end altogether: nothing was lost.
-        Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
-        result => result.map_err(|e| format!("app: {e}")),
+    mut write: WriteHalf<'_>,
+    mut count: impl FnMut(u64),
+) -> Result<(), Fault> {
+    loop {
+        match recv.data().await {
+            Some(Ok(mut data)) => {
+                let n = data.len();
+                write.write_all_buf(&mut data).await.map_err(Fault::Tcp)?;
+                count(n as u64);
+                // The window opens only now, so that a slow reader slows the sender down.
+                recv.flow_control().release_capacity(n).map_err(Fault::Tunnel)?;
+            }
+            Some(Err(error)) if error.reason() != Some(Reason::NO_ERROR) || !error.is_reset() => {
+                return Err(error
+                    .reason()
+                    .filter(|_| error.is_reset())
+                    .map_or(Fault::Tunnel(error), Fault::Reset));
+            }
+            Some(Err(_)) | None => return write.shutdown().await.map_err(Fault::Tcp),
+        }
     }
 }
 
-fn peer_reset(reset: Result<Reason, h2::Error>) -> String {
+/// NO_ERROR (RFC 9113 8.1): the peer has said all and does not want to hear more.
+fn stopped(reset: Result<Reason, h2::Error>) -> Result<(), Fault> {
     match reset {
-        Ok(reason) => format!("tunnel: the other end was reset ({reason})"),
-        Err(e) => format!("tunnel: {e}"),
+        Ok(Reason::NO_ERROR) => Ok(()),
+        Ok(reason) => Err(Fault::Reset(reason)),
+        Err(error) => Err(Fault::Tunnel(error)),
     }
+}
+
+fn broken<T>(ready: io::Result<T>, read: &ReadHalf<'_>) -> Fault {
+    let error = ready.err().or_else(|| read.as_ref().take_error().ok().flatten());
+    Fault::Tcp(error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
+}
+
+/// What `future` says at once, if anything.
+async fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }

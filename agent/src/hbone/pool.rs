@@ -1,0 +1,326 @@
+//! Open HBONE connections, shared by the tunnels between the same two ends.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{RecvStream, SendStream};
+use http::{Request, StatusCode};
+use tokio::time::timeout;
+
+use super::client::{self, Opened, explain_h2};
+use super::{HboneConfig, OpenError, REASON_HEADER};
+use crate::identity::{CertStore, SpiffeId};
+
+/// The two ends of a connection.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Whose certificate is shown.
+    pub source: SpiffeId,
+    /// The pod's own address, of the family of `address`.
+    pub source_ip: IpAddr,
+    /// The pod's network namespace.
+    pub netns: Arc<OwnedFd>,
+    /// The namespace's cookie.
+    pub netns_cookie: u64,
+    /// Who must answer.
+    pub expected: SpiffeId,
+    /// The HBONE listener.
+    pub address: SocketAddr,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    source: SpiffeId,
+    source_ip: IpAddr,
+    netns_cookie: u64,
+    expected: SpiffeId,
+    address: SocketAddr,
+}
+
+/// A CONNECT that was answered with 200. The connection counts it until it is dropped.
+pub struct Tunnel {
+    /// To the peer.
+    pub send: SendStream<Bytes>,
+    /// From the peer.
+    pub recv: RecvStream,
+    /// Its share of the connection.
+    pub(crate) slot: Slot,
+}
+
+/// Open connections by source and destination. Cheap to clone; all clones are one pool.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    certs: CertStore,
+    config: HboneConfig,
+    entries: Mutex<HashMap<Key, Arc<Entry>>>,
+    opened: AtomicU64,
+}
+
+#[derive(Default)]
+struct Entry {
+    connections: Mutex<Vec<Arc<Connection>>>,
+    /// Held by whoever opens a connection; the number of attempts so far and how the last one failed.
+    connecting: tokio::sync::Mutex<()>,
+    attempts: AtomicU64,
+    failure: Mutex<Option<OpenError>>,
+}
+
+struct Connection {
+    send: SendRequest<Bytes>,
+    tunnels: AtomicUsize,
+    dead: AtomicBool,
+    idle_since: Mutex<Instant>,
+    /// Our certificate's end: the connection outlives it, but takes no more tunnels.
+    not_after: SystemTime,
+}
+
+/// One tunnel's share of a connection.
+pub(crate) struct Slot(Arc<Connection>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *lock(&self.0.idle_since) = Instant::now();
+        self.0.tunnels.fetch_sub(1, Ordering::Release);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// An empty pool whose connections show certificates from `certs`.
+    pub fn new(certs: CertStore, config: HboneConfig) -> Self {
+        let (entries, opened) = Default::default();
+        Self { inner: Arc::new(Inner { certs, config, entries, opened }) }
+    }
+
+    /// Connections opened so far.
+    pub fn opened(&self) -> u64 {
+        self.inner.opened.load(Ordering::Relaxed)
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        let entries = lock(&self.inner.entries);
+        entries.values().map(|entry| lock(&entry.connections).len()).sum()
+    }
+
+    /// Sends `request`, a CONNECT, to `destination` and waits for the answer.
+    ///
+    /// Takes a connection that has room; opens one when there is none, once for all who ask meanwhile. A tunnel on a
+    /// connection that turns out to be broken is tried once more on a new one: no byte of the app has left by then.
+    pub async fn open(&self, destination: &Destination, request: &Request<()>) -> Result<Tunnel, OpenError> {
+        loop {
+            let (slot, fresh) = self.slot(destination).await?;
+            match self.request(slot, destination.address, request).await {
+                Err(OpenError::Broken { problem, .. }) if !fresh => {
+                    tracing::debug!(address = %destination.address, problem, "pooled connection is broken");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Lets go of the connections of a pod that is no longer served: each closes when its last tunnel has ended. They
+    /// would keep the pod's network namespace alive.
+    pub fn forget_pod(&self, netns_cookie: u64) {
+        lock(&self.inner.entries).retain(|key, entry| {
+            let other = key.netns_cookie != netns_cookie;
+            if !other {
+                lock(&entry.connections).clear();
+            }
+            other
+        });
+    }
+
+    async fn request(
+        &self,
+        slot: Slot,
+        address: SocketAddr,
+        request: &Request<()>,
+    ) -> Result<Tunnel, OpenError> {
+        let broken = |error: h2::Error| {
+            slot.0.dead.store(true, Ordering::Relaxed);
+            OpenError::Broken { address, problem: explain_h2(&error) }
+        };
+        let answer = async {
+            let mut send = slot.0.send.clone().ready().await.map_err(&broken)?;
+            let (response, send) = send.send_request(request.clone(), false).map_err(&broken)?;
+            Ok::<_, OpenError>((response.await.map_err(&broken)?, send))
+        };
+        let limit = self.inner.config.response_timeout;
+        let late =
+            || OpenError::Broken { address, problem: format!("no answer to CONNECT within {limit:?}") };
+        let (response, send) = match timeout(limit, answer).await {
+            Ok(result) => result?,
+            Err(_) => {
+                slot.0.dead.store(true, Ordering::Relaxed);
+                return Err(late());
+            }
+        };
+        if response.status() == StatusCode::OK {
+            return Ok(Tunnel { send, recv: response.into_body(), slot });
+        }
+        let reason = response.headers().get(REASON_HEADER).and_then(|value| value.to_str().ok());
+        Err(OpenError::Refused {
+            address,
+            status: response.status(),
+            reason: reason.unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// A share of a connection, and whether it was opened for this call.
+    async fn slot(&self, destination: &Destination) -> Result<(Slot, bool), OpenError> {
+        let key = Key {
+            source: destination.source.clone(),
+            source_ip: destination.source_ip,
+            netns_cookie: destination.netns_cookie,
+            expected: destination.expected.clone(),
+            address: destination.address,
+        };
+        let entry = lock(&self.inner.entries).entry(key.clone()).or_default().clone();
+        let limit = self.inner.config.client_streams;
+        if let Some(slot) = entry.take(limit) {
+            return Ok((slot, false));
+        }
+        let attempts = entry.attempts.load(Ordering::Acquire);
+        let _connecting = entry.connecting.lock().await;
+        if let Some(slot) = entry.take(limit) {
+            return Ok((slot, false));
+        }
+        // An attempt that ended while we waited speaks for us too: many callers must not fail one after the other.
+        if entry.attempts.load(Ordering::Acquire) != attempts
+            && let Some(error) = lock(&entry.failure).clone()
+        {
+            return Err(error);
+        }
+        let result = self.connect(destination).await;
+        *lock(&entry.failure) = result.as_ref().err().cloned();
+        entry.attempts.fetch_add(1, Ordering::Release);
+        match result {
+            Ok((opened, not_after)) => Ok((self.add(&entry, key, opened, not_after), true)),
+            Err(error) => {
+                self.inner.forget(&key);
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self, destination: &Destination) -> Result<(Opened, SystemTime), OpenError> {
+        let cert = self.inner.certs.get(&destination.source).await?;
+        let opened = client::connect(destination, &cert, &self.inner.config).await?;
+        self.inner.opened.fetch_add(1, Ordering::Relaxed);
+        Ok((opened, cert.not_after()))
+    }
+
+    fn add(&self, entry: &Arc<Entry>, key: Key, opened: Opened, not_after: SystemTime) -> Slot {
+        let connection = Arc::new(Connection {
+            send: opened.send,
+            tunnels: AtomicUsize::new(1),
+            dead: AtomicBool::new(false),
+            idle_since: Mutex::new(Instant::now()),
+            not_after,
+        });
+        lock(&entry.connections).push(connection.clone());
+        let driver = Driver {
+            pool: Arc::downgrade(&self.inner),
+            entry: Arc::downgrade(entry),
+            key,
+            connection: Arc::downgrade(&connection),
+            config: self.inner.config.clone(),
+        };
+        tokio::spawn(driver.run(opened.connection));
+        Slot(connection)
+    }
+}
+
+impl Entry {
+    fn take(&self, limit: usize) -> Option<Slot> {
+        let now = SystemTime::now();
+        let mut connections = lock(&self.connections);
+        connections.retain(|c| !c.dead.load(Ordering::Relaxed) && c.not_after > now);
+        let room = |c: &&Arc<Connection>| {
+            c.tunnels.load(Ordering::Acquire) < limit.min(c.send.current_max_send_streams()).max(1)
+        };
+        let connection = connections.iter().find(room)?;
+        connection.tunnels.fetch_add(1, Ordering::Relaxed);
+        Some(Slot(connection.clone()))
+    }
+}
+
+impl Inner {
+    /// Drops the entry of `key` when it has no connection and nobody is about to open one.
+    fn forget(&self, key: &Key) {
+        let mut entries = lock(&self.entries);
+        let unused = entries.get(key).is_some_and(|entry| {
+            // This map's reference and at most the caller's: those who wait for a connection hold one each.
+            Arc::strong_count(entry) <= 2 && lock(&entry.connections).is_empty()
+        });
+        if unused {
+            entries.remove(key);
+        }
+    }
+}
+
+/// The task that polls a connection until it ends.
+struct Driver {
+    pool: Weak<Inner>,
+    entry: Weak<Entry>,
+    key: Key,
+    /// Weak: a connection with neither pool entry nor tunnel closes itself.
+    connection: Weak<Connection>,
+    config: HboneConfig,
+}
+
+impl Driver {
+    async fn run(
+        self,
+        mut h2: h2::client::Connection<impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, Bytes>,
+    ) {
+        let pings = self.config.watch_pings(h2.ping_pong());
+        let mut pings = std::pin::pin!(pings);
+        let mut idle = tokio::time::interval(self.config.idle / 4);
+        let end = loop {
+            tokio::select! {
+                result = &mut h2 => break result.map_or_else(|error| error.to_string(), |()| String::new()),
+                problem = &mut pings => break problem,
+                _ = idle.tick() => self.retire_idle(),
+            }
+        };
+        if !end.is_empty() {
+            tracing::debug!(address = %self.key.address, peer = %self.key.expected, end, "HBONE connection ended");
+        }
+        if let Some(connection) = self.connection.upgrade() {
+            connection.dead.store(true, Ordering::Relaxed);
+        }
+        self.remove(|connection| connection.dead.load(Ordering::Relaxed));
+    }
+
+    fn retire_idle(&self) {
+        let Some(own) = self.connection.upgrade() else { return };
+        self.remove(|connection| {
+            std::ptr::eq(connection, &*own)
+                && connection.tunnels.load(Ordering::Acquire) == 0
+                && lock(&connection.idle_since).elapsed() >= self.config.idle
+        });
+    }
+
+    fn remove(&self, unwanted: impl Fn(&Connection) -> bool) {
+        let Some(entry) = self.entry.upgrade() else { return };
+        lock(&entry.connections).retain(|connection| !unwanted(connection));
+        if let Some(pool) = self.pool.upgrade() {
+            pool.forget(&self.key);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Checking a peer's certificate: the chain as webpki does, then the SPIFFE id instead of a DNS name.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
+};
+use x509_parser::extensions::GeneralName;
+
+use super::SpiffeId;
+
+/// Why a peer's certificate was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// It cannot be read, or carries no SPIFFE id.
+    #[error("the peer's certificate carries no SPIFFE id: {0}")]
+    NoIdentity(String),
+    /// It is another workload's.
+    #[error("expected the identity {expected}, got {}", list(.got))]
+    Unexpected {
+        /// Who should answer at this address.
+        expected: SpiffeId,
+        /// Who the certificate says answered.
+        got: Vec<SpiffeId>,
+    },
+    /// It is of another trust domain.
+    #[error("expected the trust domain {expected}, got {got}")]
+    TrustDomain {
+        /// Our own.
+        expected: String,
+        /// The peer.
+        got: SpiffeId,
+    },
+}
+
+fn list(ids: &[SpiffeId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The SPIFFE ids among a certificate's URI names, in their order; other names are passed over.
+pub fn spiffe_ids(leaf: &CertificateDer<'_>) -> Result<Vec<SpiffeId>, PeerError> {
+    let unreadable = |error: &dyn fmt::Display| PeerError::NoIdentity(format!("it cannot be read: {error}"));
+    let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|e| unreadable(&e))?;
+    let Some(names) = cert.subject_alternative_name().map_err(|e| unreadable(&e))? else {
+        return Err(PeerError::NoIdentity("it has no subjectAltName".to_owned()));
+    };
+    let uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let ids: Vec<SpiffeId> = uris.clone().filter_map(|uri| uri.parse().ok()).collect();
+    if ids.is_empty() {
+        let uris = uris.collect::<Vec<_>>().join(", ");
+        return Err(PeerError::NoIdentity(format!("its URI names are: {uris}")));
+    }
+    Ok(ids)
+}
+
+impl PeerError {
+    /// The error as rustls carries it through a handshake; [`PeerError::find`] gets it back.
+    fn into_tls(self) -> Error {
+        CertificateError::Other(OtherError(Arc::new(self))).into()
+    }
+
+    /// The refusal of the peer's identity that made a handshake fail, when that is what happened.
+    pub fn find(error: &std::io::Error) -> Option<Self> {
+        match error.get_ref()?.downcast_ref()? {
+            Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref().cloned(),
+            _ => None,
+        }
+    }
+}
+
+/// What a failed handshake means, for people.
+pub(crate) fn explain(error: &std::io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidCertificate(CertificateError::Other(other))) => other.0.to_string(),
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            "the peer's certificate has an unknown issuer: it was not signed by this mesh's root".to_owned()
+        }
+        Some(Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => {
+            "the peer's certificate has expired: its node does not renew it, or a clock is wrong".to_owned()
+        }
+        Some(Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        )) => "the peer's certificate is not valid yet: a clock is wrong".to_owned(),
+        Some(Error::NoCertificatesPresented) => "the peer presented no certificate".to_owned(),
+        Some(Error::AlertReceived(alert)) => {
+            format!("the peer ended the handshake (alert {alert:?}): it may not accept our certificate")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Verifies a server: chain to the roots, and one of its SPIFFE ids is the expected one. DNS names do not matter.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+    pub(super) expected: SpiffeId,
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let cert = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &cert,
+            &self.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )?;
+        let got = spiffe_ids(end_entity).map_err(PeerError::into_tls)?;
+        if got.contains(&self.expected) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(PeerError::Unexpected { expected: self.expected.clone(), got }.into_tls())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Verifies a client: chain to the roots, then the trust domain of its first SPIFFE id is ours.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domain: String,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        provider: Arc<CryptoProvider>,
+        trust_domain: &str,
+    ) -> Result<Self, Error> {
+        let chain = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider)
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?;
+        Ok(Self { chain, trust_domain: trust_domain.to_owned() })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        match spiffe_ids(end_entity).map_err(PeerError::into_tls)?.into_iter().next() {
+            Some(id) if id.trust_domain() == self.trust_domain => Ok(verified),
+            Some(got) => Err(PeerError::TrustDomain { expected: self.trust_domain.clone(), got }.into_tls()),
+            None => Err(PeerError::NoIdentity("none".to_owned()).into_tls()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}

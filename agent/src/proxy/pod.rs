@@ -1,0 +1,93 @@
+//! One pod's proxy: its accept loops, and the end of its connections.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{PodListeners, Shared, inbound, outbound};
+use crate::identity::SpiffeId;
+
+/// A pod of this node, as the proxy needs it.
+#[derive(Clone, Debug)]
+pub struct PodProxy {
+    /// Its network namespace.
+    pub netns: Arc<OwnedFd>,
+    /// The namespace's cookie, from [`crate::sys::netns_cookie`].
+    pub netns_cookie: u64,
+    /// Who it is.
+    pub identity: SpiffeId,
+    /// Its addresses, at most one of each family counts.
+    pub ips: Vec<IpAddr>,
+    /// `namespace/name`, for logs.
+    pub name: String,
+    /// Value of the `baggage` header of its tunnels; none is sent when empty.
+    pub baggage: String,
+}
+
+impl PodProxy {
+    /// The pod's own address of the family that `peer` has.
+    pub(super) fn ip_like(&self, peer: IpAddr) -> Option<IpAddr> {
+        self.ips.iter().copied().find(|ip| ip.is_ipv4() == peer.is_ipv4())
+    }
+}
+
+/// A pod being served.
+pub(super) struct Pod {
+    pub(super) info: PodProxy,
+    pub(super) shared: Arc<Shared>,
+    /// Everything spawned for the pod; the pod is done when it is empty.
+    pub(super) tasks: TaskTracker,
+    /// Stop accepting; let what is open end.
+    pub(super) stop: CancellationToken,
+    /// The drain deadline passed: reset what is still open.
+    pub(super) kill: CancellationToken,
+    /// Local ends of connections to the app that are being opened: their original source is stored under them.
+    pub(super) opening: Mutex<std::collections::HashSet<SocketAddr>>,
+}
+
+/// Serves a pod until `stop`; then accepts no more, sends GOAWAY on its HBONE connections, and resets what is still open
+/// after [`super::ProxyConfig::drain`]. The task ends when the last connection has.
+///
+/// Keeps the certificate of the pod's identity fresh meanwhile. To have the pod ready before it is enrolled, await
+/// `shared.certs.get(&identity)` too. Fails when the listeners cannot be registered with the runtime.
+pub fn serve_pod(
+    pod: PodProxy,
+    listeners: PodListeners,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) -> io::Result<JoinHandle<()>> {
+    let lease = shared.certs.lease(&pod.identity);
+    let drain = shared.config.drain;
+    let outbound =
+        listeners.outbound.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
+    let inbound = TcpListener::from_std(listeners.inbound)?;
+    let pod = Arc::new(Pod {
+        info: pod,
+        shared,
+        tasks: TaskTracker::new(),
+        stop,
+        kill: CancellationToken::new(),
+        opening: Mutex::default(),
+    });
+    for listener in outbound {
+        pod.tasks.spawn(outbound::run(pod.clone(), listener));
+    }
+    pod.tasks.spawn(inbound::run(pod.clone(), inbound));
+    Ok(tokio::spawn(async move {
+        pod.stop.cancelled().await;
+        pod.tasks.close();
+        if tokio::time::timeout(drain, pod.tasks.wait()).await.is_err() {
+            tracing::debug!(pod = pod.info.name, connections = pod.tasks.len(), "drain deadline: resetting");
+            pod.kill.cancel();
+            pod.tasks.wait().await;
+        }
+        pod.shared.pool.forget_pod(pod.info.netns_cookie);
+        drop(lease);
+    }))
+}

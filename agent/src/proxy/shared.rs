@@ -1,0 +1,119 @@
+//! What the proxies of all pods share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use culvert_common::{HBONE_PORT, OUTBOUND_PORT};
+use tokio::sync::watch;
+
+use super::Mesh;
+use crate::hbone::{HboneConfig, Pool};
+use crate::identity::CertStore;
+
+/// The proxy's settings. [`ProxyConfig::default`] is what a mesh runs with; tests choose other ports.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// Where HBONE peers listen. Default 15008.
+    pub hbone_port: u16,
+    /// Ports of the mesh itself, never a tunnel's destination. Default 15001, 15006, 15008.
+    pub reserved_ports: Vec<u16>,
+    /// For the connection to the app. Default 10 s.
+    pub connect_timeout: Duration,
+    /// TLS and HTTP/2 handshakes that may be going on at once, per pod. Default 256.
+    pub handshakes: usize,
+    /// What open connections have to end by themselves when a pod is no longer served. Default 5 s, as ztunnel.
+    pub drain: Duration,
+    /// Windows, limits and timeouts of HBONE.
+    pub hbone: HboneConfig,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            hbone_port: HBONE_PORT,
+            reserved_ports: vec![OUTBOUND_PORT, 15006, HBONE_PORT],
+            connect_timeout: Duration::from_secs(10),
+            handshakes: 256,
+            drain: Duration::from_secs(5),
+            hbone: HboneConfig::default(),
+        }
+    }
+}
+
+/// What the proxies of all pods of a node share.
+pub struct Shared {
+    /// The rest of the agent.
+    pub mesh: Arc<dyn Mesh>,
+    /// The certificates of this node's workloads.
+    pub certs: CertStore,
+    /// Open HBONE connections to other workloads.
+    pub pool: Pool,
+    /// What is counted.
+    pub counters: Counters,
+    /// The settings.
+    pub config: ProxyConfig,
+    policy: watch::Sender<u64>,
+}
+
+impl Shared {
+    /// Puts the parts together. Lives in a tokio runtime, as [`CertStore`] does.
+    pub fn new(mesh: Arc<dyn Mesh>, certs: CertStore, config: ProxyConfig) -> Arc<Self> {
+        let pool = Pool::new(certs.clone(), config.hbone.clone());
+        let counters = Counters::default();
+        Arc::new(Self { mesh, certs, pool, counters, config, policy: watch::Sender::new(0) })
+    }
+
+    /// Makes every open inbound tunnel ask [`Mesh::decide`] again; those now refused are reset. To be called when
+    /// policy has changed.
+    pub fn policy_changed(&self) {
+        self.policy.send_modify(|version| *version += 1);
+    }
+
+    pub(super) fn watch_policy(&self) -> watch::Receiver<u64> {
+        self.policy.subscribe()
+    }
+}
+
+/// Counters of the userspace path, for `/metrics`. A node whose traffic is all direct leaves them at 0.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Tunnels open now whose client is a pod of this node.
+    pub outbound_open: AtomicU64,
+    /// Tunnels open now whose server is a pod of this node.
+    pub inbound_open: AtomicU64,
+    /// Tunnels ever opened by pods of this node.
+    pub outbound_opened: AtomicU64,
+    /// Tunnels ever opened to pods of this node.
+    pub inbound_opened: AtomicU64,
+    /// Connections refused or failed, both sides.
+    pub refused: AtomicU64,
+    /// Bytes from client to server, both sides.
+    pub bytes_sent: AtomicU64,
+    /// Bytes from server to client, both sides.
+    pub bytes_received: AtomicU64,
+    /// TLS or HTTP/2 handshakes of peers that failed.
+    pub handshakes_failed: AtomicU64,
+    /// HBONE connections open now, accepted from other workloads.
+    pub inbound_connections: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts one open thing until the guard goes.
+    pub(super) fn open(counter: &AtomicU64) -> OpenGuard<'_> {
+        counter.fetch_add(1, Ordering::Relaxed);
+        OpenGuard(counter)
+    }
+}
+
+pub(super) struct OpenGuard<'a>(&'a AtomicU64);
+
+impl Drop for OpenGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
