@@ -178,7 +178,12 @@ impl Lab {
             std::thread::sleep(sleep);
             return Ok(());
         }
-        let explain = step.expect.is_some();
+        // Without an expectation a program must at least succeed.
+        let expect = if step.expect.is_none() && step.probe.is_none() {
+            Expect { exit: Some(0), ..Expect::default() }
+        } else {
+            expect
+        };
         let check = |lab: &Self| -> Result<Vec<String>> {
             if let Some(probe) = &step.probe {
                 return lab.check_probe(probe, &expect);
@@ -195,14 +200,20 @@ impl Lab {
                 stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
                 stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             };
-            Ok(if explain { expect::printed(&expect, &printed) } else { Vec::new() })
+            Ok(expect::printed(&expect, &printed))
         };
-        self.until(step, check)
+        let within = step.within.or(expect.within).unwrap_or(WITHIN);
+        self.until(within, step.stays.or(expect.stays), check)
     }
 
     /// Tries until the expectation holds, then as long as it must stay.
-    fn until(&self, step: &Step, check: impl Fn(&Self) -> Result<Vec<String>>) -> Result<()> {
-        let deadline = Instant::now() + step.within.unwrap_or(WITHIN);
+    fn until(
+        &self,
+        within: Duration,
+        stays: Option<Duration>,
+        check: impl Fn(&Self) -> Result<Vec<String>>,
+    ) -> Result<()> {
+        let deadline = Instant::now() + within;
         let mut pause = Duration::from_millis(20);
         loop {
             let wrong = check(self)?;
@@ -215,7 +226,7 @@ impl Lab {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(250));
         }
-        let Some(stays) = step.stays else { return Ok(()) };
+        let Some(stays) = stays else { return Ok(()) };
         let end = Instant::now() + stays;
         while Instant::now() < end {
             std::thread::sleep(Duration::from_millis(50));

@@ -205,6 +205,12 @@ pub struct Expect {
     pub stderr: Option<Text>,
     pub failed: Option<Count>,
     pub requests: Option<Count>,
+    /// As the step's own `within`.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub within: Option<Duration>,
+    /// As the step's own `stays`.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub stays: Option<Duration>,
 }
 
 /// One value or several of which one must fit.

@@ -55,12 +55,21 @@ pub fn leftovers(id: &str) -> Vec<PathBuf> {
     left
 }
 
+/// A folder without a process that is younger than this belongs to a lab in the making.
+const YOUNG: Duration = Duration::from_secs(30);
+
 /// Removes labs whose process is gone. Returns their ids.
 pub fn remove_dead_labs() -> Vec<String> {
     let mut removed = Vec::new();
     for id in names_in(ROOT, "") {
-        let pid = fs::read_to_string(Path::new(ROOT).join(&id).join("pid")).ok();
-        let alive = pid.is_some_and(|pid| Path::new("/proc").join(pid.trim()).exists());
+        let dir = Path::new(ROOT).join(&id);
+        let alive = match fs::read_to_string(dir.join("pid")) {
+            Ok(pid) if !pid.trim().is_empty() => Path::new("/proc").join(pid.trim()).exists(),
+            // A lab that is just being made has not written its process yet.
+            _ => fs::metadata(&dir)
+                .and_then(|m| m.modified())
+                .is_ok_and(|t| t.elapsed().is_ok_and(|age| age < YOUNG)),
+        };
         if !alive && remove_lab(&id).is_ok() {
             removed.push(id);
         }
