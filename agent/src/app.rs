@@ -19,9 +19,9 @@ use crate::bpf::{EventStream, Kernel, KernelConfig};
 use crate::cli::{AgentArgs, LogFormat, SameNode};
 use crate::control::{Update, manifests};
 use crate::identity::{Ca, CertStore, EmbeddedCa};
-use crate::model::{Settings, Snapshot, World, desired};
+use crate::model::{Mesh, Settings, Snapshot, Workload, World, desired};
 use crate::pods::{Numbers, Pods, Wanted};
-use crate::policy::{Interner, PolicySet, compile};
+use crate::policy::{Compiled, Interner, compile};
 use crate::proxy::{ProxyConfig, Shared};
 use crate::telemetry::flows::FlowLog;
 use crate::{admin, sys};
@@ -68,14 +68,20 @@ async fn start(args: AgentArgs) -> Result<()> {
     let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
     let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
     let certs = CertStore::new(Ca::Embedded(ca));
-    let updates = manifests::follow(&args.manifests).context("--manifests")?;
+    anyhow::ensure!(
+        args.manifests.is_dir(),
+        "--manifests {}: no such folder; it holds Kubernetes YAML",
+        args.manifests.display()
+    );
+    let shutdown = CancellationToken::new();
+    let updates = manifests::spawn(args.manifests.clone(), shutdown.clone());
 
+    let settings = settings(&args);
     let flows = Arc::new(FlowLog::new(&args.node));
-    let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let (publish, snapshots) = watch::channel(Arc::new(nothing_known(&settings)));
     let mesh = MeshView::new(kernel.clone(), snapshots.clone(), flows.clone());
     let proxy = Shared::new(Arc::new(mesh), certs.clone(), ProxyConfig::default());
     let (status, state) = watch::channel(State::default());
-    let shutdown = CancellationToken::new();
     let view = Published {
         snapshots,
         state,
@@ -91,7 +97,7 @@ async fn start(args: AgentArgs) -> Result<()> {
     tracing::info!(node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
 
     let node = Node {
-        settings: settings(&args),
+        settings,
         pods: Pods::new(kernel.clone(), proxy.clone(), cgroup_root),
         proxy,
         kernel,
@@ -207,10 +213,9 @@ impl Node {
     /// Makes the node what the world says: leaving first, then what joins, then the tables, then enforcement, and the
     /// removal of what nothing refers to any more last.
     async fn reconcile(&mut self) {
-        let mesh = self.world.resolve(&self.settings);
-        let policies = PolicySet::of(&self.world, &self.settings.root_namespace);
+        let mesh = Arc::new(self.world.resolve(&self.settings));
         let interner = self.interner.get_or_insert_with(|| adopt(&self.kernel));
-        let compiled = compile(&mesh, &policies, interner);
+        let compiled = Arc::new(compile(&mesh, interner));
         let wanted: HashMap<String, Wanted> = mesh
             .workloads
             .iter()
@@ -220,19 +225,18 @@ impl Node {
         let mut numbers = HashMap::new();
         for (uid, pod) in &wanted {
             if let (Some(identity), Some(class)) =
-                (compiled.number(&pod.identity), compiled.class_of.get(uid))
+                (compiled.identities.get(&pod.identity), compiled.class_of.get(uid))
             {
-                numbers.insert(uid.clone(), Numbers { identity, class: *class });
+                numbers.insert(uid.clone(), Numbers { identity: *identity, class: *class });
             }
         }
         self.pods.release(&wanted);
         self.pods.prepare(&wanted).await;
-        let snapshot = Snapshot::new(mesh, compiled);
-        let desired = desired(&snapshot, &self.settings.node, &self.pods.serving(), interner);
+        let desired = desired(&mesh, &compiled, &self.pods.serving(), interner);
         if let Err(error) = self.kernel.maps.sync_before(&desired) {
             tracing::error!(%error, "kernel tables could not be written: what is missing is refused");
         }
-        self.publish.send_replace(Arc::new(snapshot));
+        self.publish.send_replace(Arc::new(Snapshot::new(mesh, compiled)));
         self.proxy.policy_changed();
         self.pods.enforce(&numbers);
         if let Err(error) = self.kernel.maps.sync_after(&desired) {
@@ -244,10 +248,7 @@ impl Node {
                 tracing::error!(%error, "what an earlier agent left could not be removed");
             }
         }
-        self.status.send_modify(|state| {
-            state.reconciled = true;
-            state.policies = policies.rows;
-        });
+        self.status.send_modify(|state| state.reconciled = true);
         self.tell();
     }
 
@@ -259,12 +260,29 @@ impl Node {
     }
 }
 
+/// Takes over the numbers that a predecessor gave and left in the maps.
 fn adopt(kernel: &Kernel) -> Interner {
-    let maps = &kernel.maps;
-    Interner::adopt(maps.pinned_identities(), maps.pinned_policies(), maps.highest_class())
+    let mut interner = Interner::new();
+    for (id, text) in kernel.maps.pinned_identities() {
+        interner.adopt_identity(id, &text);
+    }
+    for (index, name) in kernel.maps.pinned_policies() {
+        interner.adopt_policy(index, &name);
+    }
+    for (key, id) in kernel.maps.pinned_services() {
+        interner.adopt_service(id, key);
+    }
+    interner.set_class_floor(kernel.maps.highest_class());
+    interner
 }
 
-fn wanted(workload: &crate::model::Workload) -> Wanted {
+/// Before the first word from the control source.
+fn nothing_known(settings: &Settings) -> Snapshot {
+    let mesh: Mesh = World::default().resolve(settings);
+    Snapshot::new(Arc::new(mesh), Arc::new(Compiled::default()))
+}
+
+fn wanted(workload: &Workload) -> Wanted {
     let label = |names: &[&str]| names.iter().find_map(|n| workload.labels.get(*n)).cloned();
     let service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
     let version = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);

@@ -13,4 +13,4 @@ mod sync;
 pub use events::EventStream;
 pub use load::{Kernel, KernelConfig, KernelError};
 pub use maps::Maps;
-pub use sync::{Desired, SyncStats};
+pub use sync::SyncStats;

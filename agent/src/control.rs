@@ -1,47 +1,179 @@
-//! Where the agent learns of the world. Every source speaks [`Update`]; today there is one, a folder of manifests.
+//! Where the mesh's objects come from: every source speaks the one vocabulary of [`Update`]s.
+//!
+//! A source reads on its own thread, judges each object where it meets it (what leaves here is valid ever after), and
+//! sends batches. The first batch is a complete picture and ends with [`Update::Synced`].
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::policy::{AuthorizationPolicy, PeerAuthentication};
 
 pub mod manifests;
 pub mod objects;
-mod parse;
+mod yaml;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-
-pub use objects::{Object, ObjectKey};
-use serde::Serialize;
-
-/// What a source says.
-#[derive(Clone, Debug)]
+/// One change of the picture that a source has.
+#[derive(Clone, PartialEq, Debug)]
 pub enum Update {
-    /// This object is there, as given.
-    Upsert(Box<Object>),
-    /// This object is gone.
-    Remove(ObjectKey),
-    /// Everything that existed at the start has been sent.
+    /// An object is new or has changed.
+    Upsert(Object),
+    /// An object is gone. Unknown ones are no error.
+    Remove(ObjectRef),
+    /// What the source could not use; replaces the report before it.
+    Report(Report),
+    /// The picture is complete for the first time.
     Synced,
-    /// The state of the source itself changed.
-    Report(SourceReport),
 }
 
-/// What a source could not use, for `culvert dump` and the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct SourceReport {
-    /// Files or objects with errors; their last good state stays in force.
-    pub errors: Vec<ManifestError>,
-    /// Kinds that Culvert does not use, and how many objects of each.
-    pub ignored_kinds: BTreeMap<String, usize>,
+/// An object of a kind that Culvert uses. Cheap to clone.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each variant is the Kubernetes kind of its name")]
+pub enum Object {
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    EndpointSlice(Arc<objects::EndpointSlice>),
+    Namespace(Arc<objects::Namespace>),
+    Node(Arc<objects::Node>),
+    PeerAuthentication(Arc<PeerAuthentication>),
+    Pod(Arc<objects::Pod>),
+    Service(Arc<objects::Service>),
+    ServiceAccount(Arc<objects::ServiceAccount>),
 }
 
-/// One thing wrong with a manifest.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, thiserror::Error)]
-#[error("{}{}: {object}: {message}", file.display(), line.map(|l| format!(":{l}")).unwrap_or_default())]
-pub struct ManifestError {
+impl Object {
+    /// What the object is called.
+    pub fn key(&self) -> ObjectRef {
+        let meta = |kind, meta: &objects::Metadata| ObjectRef::new(kind, &meta.namespace, &meta.name);
+        match self {
+            Self::AuthorizationPolicy(p) => ObjectRef::new(Kind::AuthorizationPolicy, &p.namespace, &p.name),
+            Self::EndpointSlice(o) => meta(Kind::EndpointSlice, &o.metadata),
+            Self::Namespace(o) => meta(Kind::Namespace, &o.metadata),
+            Self::Node(o) => meta(Kind::Node, &o.metadata),
+            Self::PeerAuthentication(p) => ObjectRef::new(Kind::PeerAuthentication, &p.namespace, &p.name),
+            Self::Pod(o) => meta(Kind::Pod, &o.metadata),
+            Self::Service(o) => meta(Kind::Service, &o.metadata),
+            Self::ServiceAccount(o) => meta(Kind::ServiceAccount, &o.metadata),
+        }
+    }
+}
+
+/// The kinds that Culvert uses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[expect(missing_docs, reason = "each variant is the Kubernetes kind of its name")]
+pub enum Kind {
+    AuthorizationPolicy,
+    EndpointSlice,
+    Namespace,
+    Node,
+    PeerAuthentication,
+    Pod,
+    Service,
+    ServiceAccount,
+}
+
+impl Kind {
+    /// The kind that `apiVersion` and `kind` name, if Culvert uses it.
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        Some(match (api_version, kind) {
+            ("v1", "Namespace") => Self::Namespace,
+            ("v1", "Node") => Self::Node,
+            ("v1", "Pod") => Self::Pod,
+            ("v1", "Service") => Self::Service,
+            ("v1", "ServiceAccount") => Self::ServiceAccount,
+            ("discovery.k8s.io/v1", "EndpointSlice") => Self::EndpointSlice,
+            ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
+                Self::AuthorizationPolicy
+            }
+            ("security.istio.io/v1" | "security.istio.io/v1beta1", "PeerAuthentication") => {
+                Self::PeerAuthentication
+            }
+            _ => return None,
+        })
+    }
+
+    /// Whether objects of the kind live in a namespace.
+    pub fn namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
+    }
+}
+
+/// The name of an object: `Kind namespace/name`, or `Kind name` for those outside namespaces.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+pub struct ObjectRef {
+    /// What it is.
+    pub kind: Kind,
+    /// Empty for kinds outside namespaces.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl ObjectRef {
+    /// A reference to an object.
+    pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{:?} {}", self.kind, self.name)
+        } else {
+            write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// What a source could not use.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct Report {
+    /// Broken input, in the order of the files.
+    pub problems: Vec<Problem>,
+    /// Objects of other kinds, which are left alone.
+    pub ignored: Vec<Ignored>,
+}
+
+/// A piece of input that is not in force, and what to do about it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Problem {
     /// The file.
-    pub file: PathBuf,
-    /// The line in it, where the parser knows it.
-    pub line: Option<u64>,
-    /// `Kind namespace/name`, as far as known.
+    pub file: String,
+    /// Line in the file from 1; 0: the file as a whole.
+    pub line: u64,
+    /// The object, as `Kind namespace/name`; empty: not known.
     pub object: String,
-    /// What is wrong, with the field, and what to do.
+    /// Path of the field inside the object, such as `spec.rules[0].to[0]`; empty: not known.
+    pub field: String,
+    /// What is wrong.
     pub message: String,
+    /// What is in force instead, and what to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        for part in [&self.object, &self.field, &self.message] {
+            if !part.is_empty() {
+                write!(f, ": {part}")?;
+            }
+        }
+        write!(f, " ({})", self.remedy)
+    }
+}
+
+/// Objects of a kind that Culvert does not use.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Ignored {
+    /// `apiVersion/kind`.
+    pub kind: String,
+    /// How many.
+    pub count: usize,
+    /// The file that holds the first one.
+    pub file: String,
 }

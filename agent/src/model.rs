@@ -1,132 +1,135 @@
-//! The world as the sources tell it, and the mesh as it follows from that: workloads, services, endpoints.
-
-mod resolve;
-mod snapshot;
+//! The mesh as this node knows it: [`World`] holds the objects, [`Mesh`] what they mean together.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-pub use snapshot::{Snapshot, desired};
+use crate::control::{Kind, Object, ObjectRef, Report, Update, objects};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication};
 
-use crate::control::objects::Labels;
-use crate::control::{Object, ObjectKey, SourceReport, Update};
-use crate::identity::SpiffeId;
+mod desired;
+mod resolve;
+mod service;
+mod snapshot;
+mod workload;
 
-/// What the resolution depends on besides the objects.
-#[derive(Clone, Debug)]
+pub use desired::{Desired, desired};
+pub use service::{Service, ServicePort};
+pub use snapshot::{PolicyRow, ServiceRow, Snapshot, WorkloadRow};
+pub use workload::Workload;
+
+/// What the agent was told about where it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// This node's name.
     pub node: String,
-    /// SPIFFE trust domain.
+    /// First part of every identity. Istio's default is `cluster.local`.
     pub trust_domain: String,
-    /// DNS domain of the cluster.
-    pub cluster_domain: String,
-    /// Istio's root namespace.
+    /// Whose policies hold for the whole mesh. Istio's default is `istio-system`.
     pub root_namespace: String,
+    /// Last part of every service's name, `cluster.local` by default.
+    pub cluster_domain: String,
 }
 
-/// A pod with an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the Kubernetes fields of these names")]
-pub struct Workload {
-    pub uid: String,
-    pub namespace: String,
-    pub name: String,
-    pub service_account: String,
-    pub node: String,
-    pub addresses: Vec<IpAddr>,
-    pub labels: Labels,
-    pub host_network: bool,
-    /// Ready and not being deleted.
-    pub ready: bool,
-    /// In the mesh, by its labels.
-    pub enrolled: bool,
-    pub identity: SpiffeId,
-}
+type Objects<T> = BTreeMap<(String, String), Arc<T>>;
 
-impl Workload {
-    /// `namespace/name`.
-    pub fn full_name(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
-    }
-}
-
-/// A service with a virtual address or a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the Kubernetes fields of these names")]
-pub struct Service {
-    pub namespace: String,
-    pub name: String,
-    /// `name.namespace.svc.<domain>`.
-    pub hostname: String,
-    /// Virtual addresses; none for a headless service.
-    pub vips: Vec<IpAddr>,
-    pub ports: Vec<ServicePort>,
-    /// Pods that the selector matches, ready or not.
-    pub members: usize,
-    /// Those that take traffic.
-    pub ready: usize,
-}
-
-/// A TCP port of a service with its endpoints, both families together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServicePort {
-    /// Service port.
-    pub port: u16,
-    /// Pod addresses and ports that take traffic, in a stable order.
-    pub endpoints: Vec<SocketAddr>,
-}
-
-/// The mesh at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct Mesh {
-    /// All pods with an address, by `namespace/name`.
-    pub workloads: Vec<Workload>,
-    /// All services.
-    pub services: Vec<Service>,
-}
-
-/// All objects, as they were last told.
-#[derive(Clone, Debug, Default)]
+/// All objects, as the control source tells of them.
+#[derive(Default)]
 pub struct World {
-    objects: BTreeMap<ObjectKey, Object>,
+    namespaces: Objects<objects::Namespace>,
+    nodes: Objects<objects::Node>,
+    pods: Objects<objects::Pod>,
+    services: Objects<objects::Service>,
+    endpoint_slices: Objects<objects::EndpointSlice>,
+    service_accounts: Objects<objects::ServiceAccount>,
+    policies: Objects<AuthorizationPolicy>,
+    peer_authentications: Objects<PeerAuthentication>,
+    report: Report,
     synced: bool,
-    report: SourceReport,
 }
 
 impl World {
-    /// Applies a batch; true when an object changed.
+    /// Takes in a batch; returns whether anything is different now.
     pub fn apply(&mut self, updates: Vec<Update>) -> bool {
-        let mut changed = false;
-        for update in updates {
-            match update {
-                Update::Upsert(object) => {
-                    changed = true;
-                    self.objects.insert(object.key(), *object);
-                }
-                Update::Remove(key) => changed |= self.objects.remove(&key).is_some(),
-                Update::Synced => {
-                    changed = true;
-                    self.synced = true;
-                }
-                Update::Report(report) => self.report = report,
-            }
-        }
-        changed
+        updates.into_iter().fold(false, |changed, update| changed | self.apply_one(update))
     }
 
-    /// Whether the initial state is complete. Until then nothing may be concluded from what is missing.
+    /// Whether the picture was complete once.
     pub fn synced(&self) -> bool {
         self.synced
     }
 
     /// What the source could not use.
-    pub fn report(&self) -> &SourceReport {
+    pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// All objects, ordered by kind, namespace and name.
-    pub fn objects(&self) -> impl Iterator<Item = &Object> {
-        self.objects.values()
+    /// What the objects mean together.
+    pub fn resolve(&self, settings: &Settings) -> Mesh {
+        resolve::resolve(self, settings)
     }
+
+    fn apply_one(&mut self, update: Update) -> bool {
+        match update {
+            Update::Upsert(object) => self.upsert(object),
+            Update::Remove(object) => self.remove(object),
+            Update::Report(report) => {
+                let changed = self.report != report;
+                self.report = report;
+                changed
+            }
+            Update::Synced => !std::mem::replace(&mut self.synced, true),
+        }
+    }
+
+    fn upsert(&mut self, object: Object) -> bool {
+        let ObjectRef { namespace, name, .. } = object.key();
+        let key = (namespace, name);
+        match object {
+            Object::AuthorizationPolicy(o) => put(&mut self.policies, key, o),
+            Object::EndpointSlice(o) => put(&mut self.endpoint_slices, key, o),
+            Object::Namespace(o) => put(&mut self.namespaces, key, o),
+            Object::Node(o) => put(&mut self.nodes, key, o),
+            Object::PeerAuthentication(o) => put(&mut self.peer_authentications, key, o),
+            Object::Pod(o) => put(&mut self.pods, key, o),
+            Object::Service(o) => put(&mut self.services, key, o),
+            Object::ServiceAccount(o) => put(&mut self.service_accounts, key, o),
+        }
+    }
+
+    fn remove(&mut self, object: ObjectRef) -> bool {
+        let key = (object.namespace, object.name);
+        match object.kind {
+            Kind::AuthorizationPolicy => self.policies.remove(&key).is_some(),
+            Kind::EndpointSlice => self.endpoint_slices.remove(&key).is_some(),
+            Kind::Namespace => self.namespaces.remove(&key).is_some(),
+            Kind::Node => self.nodes.remove(&key).is_some(),
+            Kind::PeerAuthentication => self.peer_authentications.remove(&key).is_some(),
+            Kind::Pod => self.pods.remove(&key).is_some(),
+            Kind::Service => self.services.remove(&key).is_some(),
+            Kind::ServiceAccount => self.service_accounts.remove(&key).is_some(),
+        }
+    }
+}
+
+fn put<T: PartialEq>(objects: &mut Objects<T>, key: (String, String), object: Arc<T>) -> bool {
+    let changed = objects.get(&key).is_none_or(|old| *old != object);
+    objects.insert(key, object);
+    changed
+}
+
+/// The resolved picture. Immutable; everything in it is ordered by namespace and name.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    /// What it was resolved with.
+    pub settings: Settings,
+    /// Pods with an address that are not over.
+    pub workloads: Vec<Workload>,
+    /// Services with a name in the cluster (not ExternalName).
+    pub services: Vec<Service>,
+    /// Every AuthorizationPolicy.
+    pub policies: Vec<Arc<AuthorizationPolicy>>,
+    /// Every PeerAuthentication.
+    pub peer_authentications: Vec<Arc<PeerAuthentication>>,
+    /// What the source could not use.
+    pub report: Report,
 }

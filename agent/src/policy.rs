@@ -1,24 +1,46 @@
-//! L4 policy with the meaning that it has in Istio's ambient mode.
+//! L4 policy: what Istio's AuthorizationPolicy and PeerAuthentication mean for one connection.
 //!
-//! For one destination workload, in this order:
+//! # Which policies apply
 //!
-//! 1. PeerAuthentication: STRICT for the port and the peer proved no identity → refused.
-//! 2. Any DENY policy matches → refused. 3. No ALLOW policy applies → allowed. 4. Any ALLOW policy matches → allowed.
+//! A policy without a selector in the root namespace applies to the whole mesh, elsewhere to its namespace; with a
+//! selector to the matching workloads of its namespace (of all namespaces, when it lies in the root namespace). Those
+//! with `targetRefs` belong to waypoints. (istio: `pilot/pkg/serviceregistry/ambient/authorization.go`.)
+//!
+//! # How they decide
+//!
+//! 1. A plaintext peer where PeerAuthentication says STRICT is refused.
+//! 2. A DENY policy matches: refused. 3. No ALLOW policy applies: allowed. 4. An ALLOW policy matches: allowed.
 //! 5. Refused.
 //!
-//! Policies apply by scope: all workloads (root namespace, no selector), a namespace's (no selector), or those that the
-//! selector matches (in every namespace for the root namespace). Policies with targetRefs are a waypoint's business. What L4 cannot
-//! decide fails safe: an ALLOW rule with such parts never matches, a DENY rule ignores them and refuses on the rest.
+//! Rules are OR; inside a rule `from`, `to` and every `when` are AND; the entries of `from` (or `to`) are OR; inside an
+//! entry fields are AND, values OR, and every `not` field must miss. A policy without rules never matches.
+//! (ztunnel: `src/state.rs`, `src/rbac.rs`.)
+//!
+//! # What L4 cannot see
+//!
+//! An ALLOW rule with an attribute that L4 cannot decide never matches; a DENY rule is enforced without the attribute,
+//! so it denies more, not less. Each case is a [`Finding`].
 
+mod authn;
 pub mod compile;
+pub mod evaluate;
+mod finding;
+mod intern;
+mod lower;
 mod matching;
-mod peer_auth;
+mod parse;
+mod raw;
 mod select;
+mod types;
 
-#[cfg(test)]
-mod reference;
-#[cfg(test)]
-mod tests;
-
-pub use compile::{Compiled, Interner, compile};
-pub use select::{Finding, PolicyRow, PolicySet};
+pub use authn::{MtlsMode, PeerAuthentication, StrictBy, Strictness, strictness};
+pub use compile::{Compiled, compile};
+pub use finding::{Code, Finding};
+pub use intern::Interner;
+pub use parse::InvalidField;
+pub(crate) use raw::{RawAuthorizationPolicy, RawPeerAuthentication};
+pub use select::Applicable;
+pub use types::{
+    Action, Attachment, AuthorizationPolicy, Condition, ConditionKey, Operation, Rule, Scope,
+    ServiceAccountName, Source, StringMatch,
+};

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
-use crate::model::Snapshot;
+use crate::model::{Snapshot, Workload};
 use crate::proxy::{Mesh, Stage, TunnelFlow};
 use crate::telemetry::flows::{FlowLog, Names};
 
@@ -78,5 +78,23 @@ pub(super) fn log_refusal(flows: &FlowLog, seq: u64, names: &dyn Names) {
     }
     if let Some(record) = flows.since(seq - 1, names).into_iter().find(|r| r.seq == seq) {
         tracing::info!(target: "access", "{record}");
+    }
+}
+
+impl Names for Snapshot {
+    fn workload(&self, ip: IpAddr) -> Option<String> {
+        self.workload_by_ip(ip).map(Workload::full_name)
+    }
+
+    fn service(&self, vip: IpAddr) -> Option<String> {
+        self.service_by_vip(vip).map(|s| format!("{}/{}", s.namespace, s.name))
+    }
+
+    fn identity(&self, id: u32) -> Option<String> {
+        self.identity_text(id).map(str::to_owned)
+    }
+
+    fn policy(&self, index: u32) -> Option<String> {
+        self.policy_name(index).map(str::to_owned)
     }
 }

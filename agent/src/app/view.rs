@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use culvert_common::Counter;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::admin::View;
 use crate::bpf::Kernel;
-use crate::control::SourceReport;
+use crate::control::Report;
 use crate::identity::CertStore;
 use crate::model::Snapshot;
 use crate::pods::PodState;
-use crate::policy::PolicyRow;
 use crate::proxy::Shared;
 use crate::telemetry::flows::FlowLog;
 use crate::telemetry::metrics::Metrics;
@@ -24,8 +23,7 @@ pub(super) struct State {
     /// Whether the world has been put in force once.
     pub(super) reconciled: bool,
     pub(super) pods: Vec<PodState>,
-    pub(super) policies: Vec<PolicyRow>,
-    pub(super) source: SourceReport,
+    pub(super) source: Report,
 }
 
 /// Read-only handles for the admin server.
@@ -95,7 +93,8 @@ impl View for Published {
             "version": env!("CARGO_PKG_VERSION"),
             "workloads": snapshot.workload_rows(),
             "services": snapshot.service_rows(),
-            "policies": state.policies,
+            "policies": policies(&snapshot),
+            "findings": snapshot.compiled.findings,
             "certificates": self.certs.list(),
             "identities": identities,
             "pods": state.pods,
@@ -105,4 +104,33 @@ impl View for Published {
         });
         format!("{dump:#}\n")
     }
+}
+
+/// Both kinds of policies, with what is notable about each.
+fn policies(snapshot: &Snapshot) -> Vec<Value> {
+    let root = &snapshot.mesh.settings.root_namespace;
+    let notes = |object: &str| -> Vec<String> {
+        let about = snapshot.compiled.findings.iter().filter(|f| f.object == object);
+        about.map(|f| f.message.clone()).collect()
+    };
+    let mut rows: Vec<Value> = snapshot
+        .policy_rows()
+        .into_iter()
+        .map(|row| {
+            let object = format!("AuthorizationPolicy {}/{}", row.namespace, row.name);
+            json!({"namespace": row.namespace, "name": row.name, "kind": "AuthorizationPolicy", "action": row.action,
+                   "scope": row.scope, "notes": notes(&object)})
+        })
+        .collect();
+    for policy in &snapshot.mesh.peer_authentications {
+        let scope = match () {
+            () if policy.selector.is_some() => "workload",
+            () if policy.namespace == *root => "mesh",
+            () => "namespace",
+        };
+        let object = format!("PeerAuthentication {}/{}", policy.namespace, policy.name);
+        rows.push(json!({"namespace": policy.namespace, "name": policy.name, "kind": "PeerAuthentication",
+                         "action": policy.mode, "scope": scope, "notes": notes(&object)}));
+    }
+    rows
 }

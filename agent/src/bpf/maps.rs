@@ -132,6 +132,11 @@ impl Maps {
             .collect()
     }
 
+    /// The service ports that an earlier agent numbered.
+    pub fn pinned_services(&self) -> Vec<(ServiceKey, u32)> {
+        lock(&self.services).iter().filter_map(Result::ok).map(|(key, service)| (key, service.id)).collect()
+    }
+
     /// The highest policy class in the map, 0 when there is none.
     pub fn highest_class(&self) -> u32 {
         lock(&self.policy).keys().filter_map(Result::ok).map(|key| key.class()).max().unwrap_or(0)

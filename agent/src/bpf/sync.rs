@@ -8,27 +8,9 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
 
-use culvert_common::*;
-
 use super::load::lock;
 use super::maps::{Maps, Table};
-
-/// The full content of the maps that follow the model. `pods` is separate: enrolment writes it.
-#[derive(Clone, Default, Debug)]
-pub struct Desired {
-    /// Pod address → workload.
-    pub workloads: HashMap<Ip, Workload>,
-    /// Service address and port → service.
-    pub services: HashMap<ServiceKey, Service>,
-    /// Service slot → pod.
-    pub backends: HashMap<BackendKey, Endpoint>,
-    /// Compiled policy.
-    pub policy: HashMap<PolicyKey, PolicyRow>,
-    /// Policy index → `namespace/name`.
-    pub policy_names: HashMap<u32, String>,
-    /// Identity → SPIFFE id.
-    pub identities: HashMap<u32, String>,
-}
+use crate::model::Desired;
 
 /// How many entries a synchronisation wrote and removed.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -43,8 +25,8 @@ impl Maps {
     /// Everything that must be there before workloads and pods may refer to it: names, policy rows, backends.
     pub fn sync_before(&self, desired: &Desired) -> io::Result<SyncStats> {
         let mut stats = SyncStats::default();
-        stats.written += upsert(&self.identities, "identities", names(&desired.identities))?;
-        stats.written += upsert(&self.policy_names, "policy_names", names(&desired.policy_names))?;
+        stats.written += upsert(&self.identities, "identities", copied(&desired.identities))?;
+        stats.written += upsert(&self.policy_names, "policy_names", copied(&desired.policy_names))?;
         stats.written += upsert(&self.policy, "policy", copied(&desired.policy))?;
         stats.written += upsert(&self.workloads, "workloads", copied(&desired.workloads))?;
         self.shrink_services(desired)?;
@@ -80,10 +62,6 @@ impl Maps {
 
 fn copied<K: Copy, V: Copy>(map: &HashMap<K, V>) -> impl Iterator<Item = (K, V)> {
     map.iter().map(|(k, v)| (*k, *v))
-}
-
-fn names(map: &HashMap<u32, String>) -> impl Iterator<Item = (u32, Name)> {
-    map.iter().map(|(k, v)| (*k, Name::from(v.as_str())))
 }
 
 /// Writes what is missing or different.

@@ -22,7 +22,7 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
         ],
         "services" => &[
             ("NAMESPACE", "namespace"),
-            ("SERVICE NAME", "name"),
+            ("SERVICE NAME", "service"),
             ("SERVICE VIP", "vips"),
             ("WAYPOINT", "waypoint"),
             ("ENDPOINTS", "endpoints"),

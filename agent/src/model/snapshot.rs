@@ -1,76 +1,68 @@
-//! What readers see: the mesh and its compiled policy at one moment, with look-ups by address and number.
+//! The mesh for readers: lookups by address, and the rows that the CLI shows.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use culvert_common::{BackendKey, Decision, Ip, Reason, ServiceKey, flags};
+use culvert_common::{Decision, Reason};
 use serde::Serialize;
 
 use super::{Mesh, Service, Workload};
-use crate::bpf::Desired;
 use crate::identity::SpiffeId;
-use crate::policy::{Compiled, Interner};
-use crate::telemetry::flows::Names;
+use crate::policy::{Action, Compiled, Finding, Scope};
 
-/// The mesh at one moment.
-#[derive(Default)]
+/// One consistent picture: the mesh, its compiled policies, and indexes over both. Cheap to share, never changed.
 pub struct Snapshot {
-    /// Workloads and services.
-    pub mesh: Mesh,
-    /// Compiled policy.
-    pub compiled: Compiled,
+    /// The resolved objects.
+    pub mesh: Arc<Mesh>,
+    /// The compiled policies.
+    pub compiled: Arc<Compiled>,
     by_ip: HashMap<IpAddr, usize>,
     by_vip: HashMap<IpAddr, usize>,
-}
-
-/// A line of `culvert workloads`.
-#[derive(Clone, Debug, Serialize)]
-pub struct WorkloadRow {
-    pub namespace: String,
-    pub name: String,
-    pub addresses: Vec<IpAddr>,
-    pub node: String,
-    pub waypoint: &'static str,
-    pub protocol: &'static str,
-    pub service_account: String,
-    pub identity: String,
-}
-
-/// A line of `culvert services`.
-#[derive(Clone, Debug, Serialize)]
-pub struct ServiceRow {
-    pub namespace: String,
-    pub name: String,
-    pub vips: Vec<IpAddr>,
-    pub waypoint: &'static str,
-    pub endpoints: String,
+    identities: HashMap<u32, String>,
+    policies: HashMap<u32, String>,
 }
 
 impl Snapshot {
-    /// Indexes the mesh.
-    pub fn new(mesh: Mesh, compiled: Compiled) -> Self {
-        let mut by_ip = HashMap::new();
-        for (index, workload) in mesh.workloads.iter().enumerate().filter(|(_, w)| !w.host_network) {
-            by_ip.extend(workload.addresses.iter().map(|ip| (*ip, index)));
-        }
+    /// Indexes a mesh and what was compiled from it.
+    pub fn new(mesh: Arc<Mesh>, compiled: Arc<Compiled>) -> Self {
         let mut by_vip = HashMap::new();
-        for (index, service) in mesh.services.iter().enumerate() {
-            by_vip.extend(service.vips.iter().map(|ip| (*ip, index)));
+        for (n, service) in mesh.services.iter().enumerate() {
+            for vip in &service.vips {
+                by_vip.entry(*vip).or_insert(n);
+            }
         }
-        Self { mesh, compiled, by_ip, by_vip }
+        Self {
+            by_ip: index_by_address(&mesh),
+            by_vip,
+            identities: compiled.identities.iter().map(|(id, n)| (*n, id.to_string())).collect(),
+            policies: compiled.policy_names.iter().map(|(name, n)| (*n, name.clone())).collect(),
+            mesh,
+            compiled,
+        }
     }
 
-    /// The pod with this address; hostNetwork pods share theirs with the node and are not found.
+    /// The pod with this address. Pods in the node's network namespace are not found.
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Workload> {
-        self.by_ip.get(&ip).map(|index| &self.mesh.workloads[*index])
+        self.by_ip.get(&ip).and_then(|n| self.mesh.workloads.get(*n))
     }
 
     /// The service with this virtual address.
     pub fn service_by_vip(&self, vip: IpAddr) -> Option<&Service> {
-        self.by_vip.get(&vip).map(|index| &self.mesh.services[*index])
+        self.by_vip.get(&vip).and_then(|n| self.mesh.services.get(*n))
     }
 
-    /// May `peer` connect to `port` of the pod at `destination`?
+    /// The SPIFFE id behind an identity's number.
+    pub fn identity_text(&self, identity: u32) -> Option<&str> {
+        self.identities.get(&identity).map(String::as_str)
+    }
+
+    /// `namespace/name` of the policy with this index.
+    pub fn policy_name(&self, index: u32) -> Option<&str> {
+        self.policies.get(&index).map(String::as_str)
+    }
+
+    /// May `peer` (`None`: it proved no identity) connect to `port` of the enrolled pod at `destination`?
     pub fn decide(&self, destination: IpAddr, port: u16, peer: Option<&SpiffeId>) -> Decision {
         let class = self.workload_by_ip(destination).and_then(|w| self.compiled.class_of.get(&w.uid));
         match class {
@@ -79,106 +71,128 @@ impl Snapshot {
         }
     }
 
-    /// For `culvert workloads`.
+    /// A row for every pod.
     pub fn workload_rows(&self) -> Vec<WorkloadRow> {
-        let row = |w: &Workload| WorkloadRow {
-            namespace: w.namespace.clone(),
-            name: w.name.clone(),
-            addresses: w.addresses.clone(),
-            node: w.node.clone(),
-            waypoint: "None",
-            protocol: if w.enrolled { "HBONE" } else { "TCP" },
-            service_account: w.service_account.clone(),
-            identity: if w.enrolled { w.identity.to_string() } else { String::new() },
-        };
-        self.mesh.workloads.iter().map(row).collect()
+        self.mesh.workloads.iter().map(WorkloadRow::from).collect()
     }
 
-    /// For `culvert services`.
+    /// A row for every service.
     pub fn service_rows(&self) -> Vec<ServiceRow> {
-        let row = |s: &Service| ServiceRow {
-            namespace: s.namespace.clone(),
-            name: s.name.clone(),
-            vips: s.vips.clone(),
-            waypoint: "None",
-            endpoints: format!("{}/{}", s.ready, s.members),
-        };
-        self.mesh.services.iter().map(row).collect()
-    }
-}
-
-impl Names for Snapshot {
-    fn workload(&self, ip: IpAddr) -> Option<String> {
-        self.workload_by_ip(ip).map(Workload::full_name)
+        self.mesh.services.iter().map(ServiceRow::from).collect()
     }
 
-    fn service(&self, vip: IpAddr) -> Option<String> {
-        self.service_by_vip(vip).map(|s| format!("{}/{}", s.namespace, s.name))
-    }
-
-    fn identity(&self, id: u32) -> Option<String> {
-        self.compiled.past.identity(id).map(ToString::to_string)
-    }
-
-    fn policy(&self, index: u32) -> Option<String> {
-        self.compiled.past.policy(index).map(str::to_owned)
-    }
-}
-
-/// The content of the kernel maps for this snapshot. A local pod is named as enrolled only when it is `serving`: its
-/// listeners and certificate are in place.
-pub fn desired(
-    snapshot: &Snapshot,
-    node: &str,
-    serving: &HashSet<String>,
-    interner: &mut Interner,
-) -> Desired {
-    let compiled = &snapshot.compiled;
-    let mut desired = Desired {
-        policy: compiled.rows.clone(),
-        policy_names: compiled.policy_names.clone(),
-        identities: compiled.identities.iter().map(|(id, spiffe)| (*id, spiffe.to_string())).collect(),
-        ..Desired::default()
-    };
-    for workload in snapshot.mesh.workloads.iter().filter(|w| !w.host_network) {
-        let value = entry(workload, compiled, node, serving);
-        desired.workloads.extend(workload.addresses.iter().map(|ip| (Ip::from(*ip), value)));
-    }
-    for service in &snapshot.mesh.services {
-        add_service(service, interner, &mut desired);
-    }
-    desired
-}
-
-fn entry(
-    workload: &Workload,
-    compiled: &Compiled,
-    node: &str,
-    serving: &HashSet<String>,
-) -> culvert_common::Workload {
-    let local = workload.node == node;
-    let class = compiled.class_of.get(&workload.uid).copied().unwrap_or(0);
-    if !workload.enrolled || (local && !serving.contains(&workload.uid)) {
-        return culvert_common::Workload { identity: 0, class: 0, flags: 0 };
-    }
-    culvert_common::Workload {
-        identity: compiled.number(&workload.identity).unwrap_or(0),
-        class,
-        flags: flags::ENROLLED | if local { flags::LOCAL } else { 0 },
-    }
-}
-
-fn add_service(service: &Service, interner: &mut Interner, desired: &mut Desired) {
-    let name = format!("{}/{}", service.namespace, service.name);
-    for (vip, port) in service.vips.iter().flat_map(|vip| service.ports.iter().map(move |port| (vip, port))) {
-        let id = interner.service(&name, port.port, vip.is_ipv4());
-        let endpoints = port.endpoints.iter().filter(|e| e.is_ipv4() == vip.is_ipv4());
-        let mut backends = 0;
-        for endpoint in endpoints {
-            desired.backends.insert(BackendKey { service: id, slot: backends }, (*endpoint).into());
-            backends += 1;
+    /// A row for every AuthorizationPolicy.
+    pub fn policy_rows(&self) -> Vec<PolicyRow> {
+        let root = &self.mesh.settings.root_namespace;
+        let mut findings: HashMap<&str, Vec<Finding>> = HashMap::new();
+        for finding in &self.compiled.findings {
+            findings.entry(&finding.object).or_default().push(finding.clone());
         }
-        let key = ServiceKey { vip: SocketAddr::new(*vip, port.port).into() };
-        desired.services.insert(key, culvert_common::Service { id, backends });
+        let row = |policy: &Arc<crate::policy::AuthorizationPolicy>| PolicyRow {
+            namespace: policy.namespace.clone(),
+            name: policy.name.clone(),
+            action: policy.action,
+            scope: policy.scope(root),
+            findings: findings
+                .remove(format!("AuthorizationPolicy {}", policy.full_name()).as_str())
+                .unwrap_or_default(),
+        };
+        self.mesh.policies.iter().map(row).collect()
     }
+}
+
+/// Who has which address. While a pod ends its successor may have its address already: the one that stays wins.
+pub(super) fn by_address(mesh: &Mesh) -> impl Iterator<Item = (IpAddr, &Workload)> {
+    index_by_address(mesh).into_iter().filter_map(|(ip, n)| mesh.workloads.get(n).map(|w| (ip, w)))
+}
+
+fn index_by_address(mesh: &Mesh) -> HashMap<IpAddr, usize> {
+    let mut index: HashMap<IpAddr, usize> = HashMap::new();
+    for (n, workload) in mesh.workloads.iter().enumerate().filter(|(_, w)| !w.host_network) {
+        for ip in &workload.addresses {
+            let taken = index.get(ip).and_then(|old| mesh.workloads.get(*old));
+            if taken.is_none_or(|old| old.terminating && !workload.terminating) {
+                index.insert(*ip, n);
+            }
+        }
+    }
+    index
+}
+
+/// `culvert workloads`.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkloadRow {
+    /// Its namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its node.
+    pub node: String,
+    /// `None` until it has one.
+    pub waypoint: &'static str,
+    /// `HBONE` when it is enrolled, else `TCP`.
+    pub protocol: &'static str,
+    /// Its service account.
+    pub service_account: String,
+    /// Its SPIFFE id; empty when it is not enrolled.
+    pub identity: String,
+}
+
+impl From<&Workload> for WorkloadRow {
+    fn from(workload: &Workload) -> Self {
+        Self {
+            namespace: workload.namespace.clone(),
+            name: workload.name.clone(),
+            addresses: workload.addresses.clone(),
+            node: workload.node.clone(),
+            waypoint: "None",
+            protocol: if workload.enrolled { "HBONE" } else { "TCP" },
+            service_account: workload.service_account.clone(),
+            identity: if workload.enrolled { workload.identity.to_string() } else { String::new() },
+        }
+    }
+}
+
+/// `culvert services`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceRow {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub service: String,
+    /// Its virtual addresses.
+    pub vips: Vec<IpAddr>,
+    /// `None` until it has one.
+    pub waypoint: &'static str,
+    /// Those that serve, of those that could: `2/2`.
+    pub endpoints: String,
+}
+
+impl From<&Service> for ServiceRow {
+    fn from(service: &Service) -> Self {
+        Self {
+            namespace: service.namespace.clone(),
+            service: service.name.clone(),
+            vips: service.vips.clone(),
+            waypoint: "None",
+            endpoints: format!("{}/{}", service.serving, service.backing),
+        }
+    }
+}
+
+/// `culvert policies`.
+#[derive(Clone, Debug, Serialize)]
+pub struct PolicyRow {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub action: Action,
+    /// Where.
+    pub scope: Scope,
+    /// What of it is not enforced as written.
+    pub findings: Vec<Finding>,
 }

@@ -1,136 +1,58 @@
-//! From policies to rows that [`culvert_common::decide`] reads.
+//! From policies to the rows of the `policy` map.
 //!
-//! A class is the content of everything that decides about a workload: its policies and its mTLS demand. Equal content
-//! is one class; changed content is a new class with new rows. A class never changes its meaning, so the kernel is
-//! switched from one policy to the next workload by workload, each atomically.
+//! Workloads that the same policies select, with the same content and the same STRICT setting, share a *class*. A class
+//! never changes: other content is another class with a new id, so the kernel can take the new rows, then the workloads'
+//! new class, then lose the old rows, and every connection meets one or the other in full.
+//!
+//! Rows of a class: (any, any) is the verdict of a peer whose identity no policy names; (any, port) where that depends
+//! on the port; rows of an identity only where it differs from those. `culvert_common::decide` finds the most specific
+//! one first.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use culvert_common::{
-    ANY_IDENTITY, ANY_PORT, Decision, FIRST_IDENTITY, PolicyKey, PolicyRow, PolicyTable, Reason,
-    UNKNOWN_IDENTITY, Verdict, decide,
+    ANY_IDENTITY, ANY_PORT, Decision, PolicyKey, PolicyRow, PolicyTable, Reason, UNKNOWN_IDENTITY, Verdict,
+    decide,
 };
 
-use super::matching::Peer;
-use super::peer_auth::Strict;
-use super::select::{L4Policy, PolicySet};
-use crate::control::objects::Action;
+use super::lower::{L4Policy, lower};
+use super::matching::{Face, Peer};
+use super::{Applicable, AuthorizationPolicy, Finding, Interner, PeerAuthentication, StrictBy, Strictness};
 use crate::identity::SpiffeId;
 use crate::model::Mesh;
 
-/// Everything that decides about a workload.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Content {
-    policies: Vec<Arc<L4Policy>>,
-    strict: Strict,
-}
-
-/// Numbers for identities, policies and classes. A number is given once; it keeps its meaning while the agent lives.
-#[derive(Default)]
-pub struct Interner {
-    identities: HashMap<SpiffeId, u32>,
-    policies: HashMap<String, u32>,
-    classes: HashMap<Arc<Content>, u32>,
-    services: HashMap<(String, u16, bool), u32>,
-    next_identity: u32,
-    next_class: u32,
-}
-
-impl Interner {
-    /// Takes over the numbers that a predecessor gave and left in the maps.
-    pub fn adopt(identities: Vec<(u32, String)>, policies: Vec<(u32, String)>, highest_class: u32) -> Self {
-        let mut interner =
-            Self { next_identity: FIRST_IDENTITY, next_class: highest_class + 1, ..Self::default() };
-        for (id, text) in identities {
-            interner.next_identity = interner.next_identity.max(id.saturating_add(1));
-            if let Ok(spiffe) = text.parse() {
-                interner.identities.insert(spiffe, id);
-            }
-        }
-        interner.policies = policies.into_iter().map(|(index, name)| (name, index)).collect();
-        interner
-    }
-
-    /// The number of an identity.
-    pub fn identity(&mut self, spiffe: &SpiffeId) -> u32 {
-        if let Some(id) = self.identities.get(spiffe) {
-            return *id;
-        }
-        let id = self.next_identity.max(FIRST_IDENTITY);
-        self.next_identity = id + 1;
-        self.identities.insert(spiffe.clone(), id);
-        id
-    }
-
-    /// The index of a policy; 0 for none.
-    fn policy(&mut self, name: &str) -> u32 {
-        if name.is_empty() {
-            return 0;
-        }
-        let next = self.policies.values().copied().max().unwrap_or(0) + 1;
-        *self.policies.entry(name.to_owned()).or_insert(next)
-    }
-
-    fn past(&self) -> Past {
-        Past {
-            policies: self.policies.iter().map(|(name, index)| (*index, name.clone())).collect(),
-            identities: self.identities.iter().map(|(spiffe, id)| (*id, spiffe.clone())).collect(),
-        }
-    }
-
-    /// The number of a service port in one family.
-    pub fn service(&mut self, name: &str, port: u16, v4: bool) -> u32 {
-        let next = self.services.len() as u32 + 1;
-        *self.services.entry((name.to_owned(), port, v4)).or_insert(next)
-    }
-
-    fn class(&mut self, content: &Arc<Content>) -> u32 {
-        if let Some(class) = self.classes.get(content) {
-            return *class;
-        }
-        let class = self.next_class.max(1);
-        self.next_class = class + 1;
-        self.classes.insert(content.clone(), class);
-        class
-    }
-}
-
-/// Names that numbers once had.
-#[derive(Default)]
-pub struct Past {
-    policies: HashMap<u32, String>,
-    identities: HashMap<u32, SpiffeId>,
-}
-
-impl Past {
-    /// The policy that had this index.
-    pub fn policy(&self, index: u32) -> Option<&str> {
-        self.policies.get(&index).map(String::as_str)
-    }
-
-    /// The identity that had this number.
-    pub fn identity(&self, id: u32) -> Option<&SpiffeId> {
-        self.identities.get(&id)
-    }
-}
-
-/// Compiled policy.
+/// The compiled policies of a mesh. Immutable.
 #[derive(Default)]
 pub struct Compiled {
-    /// All rows.
+    /// The rows of the `policy` map.
     pub rows: HashMap<PolicyKey, PolicyRow>,
-    /// Class of each enrolled workload, by UID.
+    /// The class of each enrolled workload, by uid.
     pub class_of: HashMap<String, u32>,
-    /// Identities in use.
-    pub identities: HashMap<u32, SpiffeId>,
-    /// Policies in force, by index.
-    pub policy_names: HashMap<u32, String>,
-    /// Every policy and identity that ever had a number, for records of the past.
-    pub past: Past,
-    numbers: HashMap<SpiffeId, u32>,
-    contents: HashMap<u32, Arc<Content>>,
-    indexes: HashMap<String, u32>,
+    /// Every identity that has a number.
+    pub identities: Arc<HashMap<SpiffeId, u32>>,
+    /// The index of every policy that has one, by `namespace/name`.
+    pub policy_names: Arc<HashMap<String, u32>>,
+    /// What of the policies is not enforced as written.
+    pub findings: Vec<Finding>,
+    classes: HashMap<u32, Arc<Class>>,
+}
+
+impl Compiled {
+    /// May `peer` (`None`: it proved no identity) connect to `port` of a workload of `class`?
+    ///
+    /// The kernel's tables answer for every identity that they know; one that they have never met (a tunnel from
+    /// another cluster) is evaluated here.
+    pub fn decide(&self, class: u32, peer: Option<&SpiffeId>, port: u16) -> Decision {
+        match peer.map(|peer| (peer, self.identities.get(peer))) {
+            None => decide(self, class, UNKNOWN_IDENTITY, port),
+            Some((_, Some(identity))) => decide(self, class, *identity, port),
+            Some((peer, None)) => match self.classes.get(&class) {
+                Some(class) => class.decide(&Peer::Known(Face::from(peer)), port),
+                None => Decision::refuse(Reason::NoPolicyState),
+            },
+        }
+    }
 }
 
 impl PolicyTable for Compiled {
@@ -139,141 +61,245 @@ impl PolicyTable for Compiled {
     }
 }
 
-impl Compiled {
-    /// The verdict on `peer`, by the same rows and the same function as in the kernel. An identity that has no rows (a
-    /// peer that no object tells of) is judged by the policies themselves.
-    pub fn decide(&self, class: u32, peer: Option<&SpiffeId>, port: u16) -> Decision {
-        match peer {
-            None => decide(self, class, UNKNOWN_IDENTITY, port),
-            Some(spiffe) => match (self.numbers.get(spiffe), self.contents.get(&class)) {
-                (Some(number), _) => decide(self, class, *number, port),
-                (None, Some(content)) => content.judge(Some(spiffe), Some(port), &self.indexes),
-                (None, None) => Decision::refuse(Reason::NoPolicyState),
-            },
-        }
-    }
+/// Policies that were lowered before, by content.
+pub(super) type PolicyCache = HashMap<Arc<AuthorizationPolicy>, Lowered>;
 
-    /// The number of an identity in use.
-    pub fn number(&self, spiffe: &SpiffeId) -> Option<u32> {
-        self.numbers.get(spiffe).copied()
-    }
+/// Classes that were compiled before, by content.
+pub(super) type ClassCache = HashMap<ClassKey, CachedClass>;
+
+pub(super) struct Lowered {
+    /// With a serial number, which stands for its content.
+    policy: Option<(u64, Arc<L4Policy>)>,
+    findings: Vec<Finding>,
 }
 
-/// Compiles the policies for every enrolled workload, local or remote.
-pub fn compile(mesh: &Mesh, set: &PolicySet, interner: &mut Interner) -> Compiled {
-    let mut compiled = Compiled::default();
-    let enrolled = || mesh.workloads.iter().filter(|w| w.enrolled);
-    for workload in enrolled() {
-        let number = interner.identity(&workload.identity);
-        compiled.identities.insert(number, workload.identity.clone());
-        compiled.numbers.insert(workload.identity.clone(), number);
+/// Serial numbers of the policies in the order of their names, and the STRICT setting.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct ClassKey {
+    policies: Vec<u64>,
+    strictness: Strictness,
+}
+
+pub(super) struct CachedClass {
+    id: u32,
+    class: Arc<Class>,
+    /// How many identities there were: more of them may need more rows.
+    identities: usize,
+    rows: Vec<(PolicyKey, PolicyRow)>,
+}
+
+/// Compiles the policies for every enrolled workload of `mesh`.
+pub fn compile(mesh: &Mesh, interner: &mut Interner) -> Compiled {
+    let (enforced, findings) = lower_all(mesh, interner);
+    let mut compiled = Compiled { findings, ..Compiled::default() };
+    let applicable =
+        Applicable::new(&mesh.settings.root_namespace, &mesh.policies, &mesh.peer_authentications);
+    for workload in mesh.workloads.iter().filter(|w| w.enrolled) {
+        interner.identity(&workload.identity);
     }
-    let mut contents: HashMap<Arc<Content>, u32> = HashMap::new();
-    for workload in enrolled() {
-        let content =
-            Arc::new(Content { policies: set.authorization_of(workload), strict: set.strict_of(workload) });
-        let class = *contents.entry(content.clone()).or_insert_with(|| interner.class(&content));
-        compiled.class_of.insert(workload.uid.clone(), class);
+    let mut used = ClassCache::new();
+    let mut by_labels: HashMap<(&str, &BTreeMap<String, String>), u32> = HashMap::new();
+    for workload in mesh.workloads.iter().filter(|w| w.enrolled) {
+        let (namespace, labels) = (workload.namespace.as_str(), &workload.labels);
+        let id = *by_labels.entry((namespace, labels)).or_insert_with(|| {
+            let policies = applicable.policies(namespace, labels).into_iter();
+            let policies: Vec<_> = policies.filter_map(|p| enforced.get(&Arc::as_ptr(p)).cloned()).collect();
+            class_id(&policies, applicable.strictness(namespace, labels), interner, &mut used)
+        });
+        compiled.class_of.insert(workload.uid.clone(), id);
     }
-    for content in contents.keys() {
-        for name in content
-            .policies
-            .iter()
-            .map(|p| &p.name)
-            .chain([&content.strict.policy, &content.strict.except_policy])
-        {
-            let index = interner.policy(name);
-            if index != 0 {
-                compiled.indexes.insert(name.clone(), index);
-                compiled.policy_names.insert(index, name.clone());
-            }
-        }
+    for cached in used.values() {
+        compiled.rows.extend(cached.rows.iter().copied());
+        compiled.classes.insert(cached.id, cached.class.clone());
     }
-    for (content, class) in &contents {
-        content.rows(*class, &compiled.identities, &compiled.indexes, &mut compiled.rows);
-        compiled.contents.insert(*class, content.clone());
-    }
-    interner.classes.retain(|content, _| contents.contains_key(content));
-    compiled.past = interner.past();
+    interner.class_cache = used;
+    compiled.identities = interner.identities().clone();
+    compiled.policy_names = interner.policies().clone();
     compiled
 }
 
-impl Content {
-    /// The verdict on one peer; `port` is `None` for every port that nothing names.
-    fn judge(&self, peer: Peer<'_>, port: Option<u16>, indexes: &HashMap<String, u32>) -> Decision {
-        let index = |name: &str| indexes.get(name).copied().unwrap_or(0);
-        let refuse = |reason, name: &str| Decision { verdict: Verdict::Refused, reason, policy: index(name) };
-        if let (None, Some(policy)) = (peer, self.strict.demanded_by(port)) {
-            return refuse(Reason::StrictPlaintext, policy);
+/// The enforceable policies by the place of the policy that they come from.
+type Enforced = HashMap<*const AuthorizationPolicy, (u64, Arc<L4Policy>)>;
+
+fn lower_all(mesh: &Mesh, interner: &mut Interner) -> (Enforced, Vec<Finding>) {
+    let mut cache = PolicyCache::new();
+    let mut enforced = Enforced::new();
+    let mut findings = Vec::new();
+    for policy in &mesh.policies {
+        let lowered = interner.policy_cache.remove(policy).unwrap_or_else(|| {
+            let (lowered, findings) = lower(policy);
+            let policy = lowered.map(|lowered| (interner.new_serial(), Arc::new(lowered)));
+            Lowered { policy, findings }
+        });
+        if let Some((serial, lowered)) = &lowered.policy {
+            interner.policy(&lowered.name);
+            enforced.insert(Arc::as_ptr(policy), (*serial, lowered.clone()));
         }
-        let of = |action| self.policies.iter().filter(move |p| p.action == action);
-        if let Some(policy) = of(Action::Deny).find(|p| p.matches(peer, port)) {
-            return refuse(Reason::DeniedByPolicy, &policy.name);
+        findings.extend_from_slice(&lowered.findings);
+        cache.insert(policy.clone(), lowered);
+    }
+    interner.policy_cache = cache;
+    let authn = |p: &Arc<PeerAuthentication>| p.findings(&mesh.settings.root_namespace);
+    findings.extend(mesh.peer_authentications.iter().flat_map(authn));
+    (enforced, findings)
+}
+
+fn class_id(
+    policies: &[(u64, Arc<L4Policy>)],
+    strictness: Strictness,
+    interner: &mut Interner,
+    used: &mut ClassCache,
+) -> u32 {
+    let key = ClassKey { policies: policies.iter().map(|(serial, _)| *serial).collect(), strictness };
+    if let Some(cached) = used.get(&key) {
+        return cached.id;
+    }
+    let identities = interner.identities().len();
+    let (id, class) = match interner.class_cache.remove(&key) {
+        Some(cached) if cached.identities == identities => {
+            let id = cached.id;
+            used.insert(key, cached);
+            return id;
         }
-        let Some(first) = of(Action::Allow).next() else { return Decision::allow(Reason::NoPolicy) };
-        match of(Action::Allow).find(|p| p.matches(peer, port)) {
-            Some(policy) => Decision { policy: index(&policy.name), ..Decision::allow(Reason::Allowed) },
-            None => refuse(Reason::NotAllowed, &first.name),
+        Some(cached) => (cached.id, cached.class),
+        None => {
+            let class = Class::new(policies, &key.strictness, interner);
+            (interner.new_class(), Arc::new(class))
         }
+    };
+    let rows = class.rows(id, interner);
+    used.insert(key, CachedClass { id, class, identities, rows });
+    id
+}
+
+/// What a class consists of; policies with their index, in the order of their names.
+struct Class {
+    deny: Vec<(u32, Arc<L4Policy>)>,
+    allow: Vec<(u32, Arc<L4Policy>)>,
+    strict: Option<u32>,
+    strict_ports: BTreeMap<u16, Option<u32>>,
+}
+
+impl Class {
+    fn new(policies: &[(u64, Arc<L4Policy>)], strictness: &Strictness, interner: &mut Interner) -> Self {
+        let indexed: Vec<_> = policies.iter().map(|(_, p)| (interner.policy(&p.name), p.clone())).collect();
+        let (deny, allow) = indexed.into_iter().partition(|(_, policy)| policy.deny);
+        let mut index = |by: &Option<StrictBy>| by.as_ref().map(|by| interner.policy(&by.0));
+        let strict = index(&strictness.default);
+        let strict_ports = strictness.ports.iter().map(|(port, by)| (*port, index(by))).collect();
+        Self { deny, allow, strict, strict_ports }
+    }
+
+    fn decide(&self, peer: &Peer, port: u16) -> Decision {
+        let matching = |policies: &[(u32, Arc<L4Policy>)]| {
+            policies.iter().find(|(_, policy)| policy.matches(peer, port)).map(|(index, _)| *index)
+        };
+        let strict = self.strict_ports.get(&port).unwrap_or(&self.strict);
+        if let (Peer::Plaintext, Some(policy)) = (peer, strict) {
+            return Decision { verdict: Verdict::Refused, reason: Reason::StrictPlaintext, policy: *policy };
+        }
+        if let Some(policy) = matching(&self.deny) {
+            return Decision { verdict: Verdict::Refused, reason: Reason::DeniedByPolicy, policy };
+        }
+        let Some((first, _)) = self.allow.first() else {
+            return Decision::allow(Reason::NoPolicy);
+        };
+        match matching(&self.allow) {
+            Some(policy) => Decision { verdict: Verdict::Allowed, reason: Reason::Allowed, policy },
+            None => Decision { verdict: Verdict::Refused, reason: Reason::NotAllowed, policy: *first },
+        }
+    }
+
+    fn rows(&self, id: u32, interner: &Interner) -> Vec<(PolicyKey, PolicyRow)> {
+        let ports = self.ports();
+        let mut rows = Rows { class: id, rows: Vec::new() };
+        let general = Verdicts::of(self, &Peer::Stranger, &ports);
+        rows.push(ANY_IDENTITY, ANY_PORT, general.other);
+        for (port, decision) in general.exceptions() {
+            rows.push(ANY_IDENTITY, port, decision);
+        }
+        rows.push_identity(UNKNOWN_IDENTITY, &Verdicts::of(self, &Peer::Plaintext, &ports), &general);
+        for identity in self.candidates(interner) {
+            if let Some(peer) = interner.peer(identity) {
+                rows.push_identity(identity, &Verdicts::of(self, peer, &ports), &general);
+            }
+        }
+        rows.rows
+    }
+
+    fn policies(&self) -> impl Iterator<Item = &Arc<L4Policy>> {
+        self.deny.iter().chain(&self.allow).map(|(_, policy)| policy)
     }
 
     fn ports(&self) -> BTreeSet<u16> {
-        let rules = self.policies.iter().flat_map(|p| &p.rules);
-        rules.flat_map(super::matching::L4Rule::ports).chain(self.strict.except.iter().copied()).collect()
+        let named = self
+            .policies()
+            .flat_map(|p| p.alternatives())
+            .flat_map(|a| a.ports.any.iter().chain(&a.ports.none));
+        named.chain(self.strict_ports.keys()).copied().collect()
     }
 
-    /// Writes the rows: the answers of somebody whom no policy names for (any, any) and (any, port), then for each identity
-    /// and for the unknown peer only what differs from what the lookup would fall back to.
-    fn rows(
-        &self,
-        class: u32,
-        identities: &HashMap<u32, SpiffeId>,
-        indexes: &HashMap<String, u32>,
-        rows: &mut HashMap<PolicyKey, PolicyRow>,
-    ) {
-        let ports = self.ports();
-        // No identity can have this trust domain: what it gets is what no policy string gives or takes by name.
-        let stranger = SpiffeId::new("\u{0}", "\u{0}", "\u{0}");
-        let base = self.judge(Some(&stranger), None, indexes);
-        rows.insert(PolicyKey::new(class, ANY_IDENTITY, ANY_PORT), PolicyRow::new(base));
-        let mut any: HashMap<u16, Decision> = HashMap::new();
-        for port in &ports {
-            let decision = self.judge(Some(&stranger), Some(*port), indexes);
-            any.insert(*port, decision);
-            if decision != base {
-                rows.insert(PolicyKey::new(class, ANY_IDENTITY, *port), PolicyRow::new(decision));
+    /// The identities that some policy may treat unlike a stranger.
+    fn candidates(&self, interner: &Interner) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
+        for alternative in self.policies().flat_map(|p| p.alternatives()) {
+            let test = &alternative.principals;
+            test.any.iter().chain(&test.none).for_each(|p| interner.with_principal(p, &mut found));
+            let test = &alternative.namespaces;
+            test.any.iter().chain(&test.none).for_each(|n| interner.with_namespace(n, &mut found));
+            let test = &alternative.accounts;
+            test.any.iter().chain(&test.none).for_each(|a| interner.with_account(a, &mut found));
+        }
+        found
+    }
+}
+
+/// One peer's verdicts: at each port that a policy names, and at all others.
+struct Verdicts {
+    ports: Vec<(u16, Decision)>,
+    other: Decision,
+}
+
+impl Verdicts {
+    fn of(class: &Class, peer: &Peer, ports: &BTreeSet<u16>) -> Self {
+        Self {
+            ports: ports.iter().map(|port| (*port, class.decide(peer, *port))).collect(),
+            other: class.decide(peer, ANY_PORT),
+        }
+    }
+
+    fn exceptions(&self) -> impl Iterator<Item = (u16, Decision)> {
+        self.ports.iter().copied().filter(|(_, decision)| *decision != self.other)
+    }
+}
+
+struct Rows {
+    class: u32,
+    rows: Vec<(PolicyKey, PolicyRow)>,
+}
+
+impl Rows {
+    fn push(&mut self, identity: u32, port: u16, decision: Decision) {
+        self.rows.push((PolicyKey::new(self.class, identity, port), PolicyRow::new(decision)));
+    }
+
+    /// A row of (identity, any port) hides the rows of (any identity, port): with one, ports compare with it; without,
+    /// with what anybody gets there.
+    fn push_identity(&mut self, identity: u32, own: &Verdicts, general: &Verdicts) {
+        if own.other != general.other {
+            self.push(identity, ANY_PORT, own.other);
+            for (port, decision) in own.exceptions() {
+                self.push(identity, port, decision);
             }
+            return;
         }
-        let known = identities.iter().map(|(id, spiffe)| (*id, Some(spiffe)));
-        let mut seen = HashSet::new();
-        for (id, peer) in known.chain([(UNKNOWN_IDENTITY, None)]).filter(|(id, _)| seen.insert(*id)) {
-            self.rows_of(class, id, peer, indexes, &ports, (base, &any), rows);
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the inner half of one loop")]
-    fn rows_of(
-        &self,
-        class: u32,
-        id: u32,
-        peer: Peer<'_>,
-        indexes: &HashMap<String, u32>,
-        ports: &BTreeSet<u16>,
-        (base, any): (Decision, &HashMap<u16, Decision>),
-        rows: &mut HashMap<PolicyKey, PolicyRow>,
-    ) {
-        let elsewhere = self.judge(peer, None, indexes);
-        let own_row = elsewhere != base;
-        if own_row {
-            rows.insert(PolicyKey::new(class, id, ANY_PORT), PolicyRow::new(elsewhere));
-        }
-        for port in ports {
-            let decision = self.judge(peer, Some(*port), indexes);
-            // The (identity, any port) row is found before the (any identity, port) row.
-            let fallback = if own_row { elsewhere } else { any.get(port).copied().unwrap_or(base) };
+        for ((port, decision), (_, fallback)) in own.ports.iter().zip(&general.ports) {
             if decision != fallback {
-                rows.insert(PolicyKey::new(class, id, *port), PolicyRow::new(decision));
+                self.push(identity, *port, *decision);
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! One manifest file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::control::yaml::{FieldError, Node, Value};
+use crate::control::{Kind, Object, Problem};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication, RawAuthorizationPolicy, RawPeerAuthentication};
+
+/// The largest file that is read, in bytes.
+pub(super) const MAX_BYTES: u64 = 64 << 20;
+
+/// What a file holds.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Content {
+    pub(super) objects: Vec<Object>,
+    /// `apiVersion/kind` of what is left alone, and how many.
+    pub(super) ignored: BTreeMap<String, usize>,
+}
+
+/// Reads and judges a file; the problems' `remedy` is left to the caller.
+pub(super) fn read(path: &Path) -> Result<Content, Vec<Problem>> {
+    let whole = |message: String| vec![problem(path, 0, String::new(), String::new(), message)];
+    let size = std::fs::metadata(path).map_err(|e| whole(format!("cannot be read: {e}")))?.len();
+    if size > MAX_BYTES {
+        return Err(whole(format!("is {size} bytes long; at most {MAX_BYTES} are read")));
+    }
+    let bytes = std::fs::read(path).map_err(|e| whole(format!("cannot be read: {e}")))?;
+    parse(path, &bytes)
+}
+
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Content, Vec<Problem>> {
+    let line_at = |end: usize| bytes[..end].iter().filter(|b| **b == b'\n').count() as u64 + 1;
+    let broken =
+        |line, message: &str| vec![problem(path, line, String::new(), String::new(), message.to_owned())];
+    if let Some(at) = bytes.iter().position(|b| *b == 0) {
+        return Err(broken(line_at(at), "holds a NUL byte, so it is no text"));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|e| broken(line_at(e.valid_up_to()), "is not UTF-8"))?;
+    let documents: Vec<Node> =
+        serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| vec![syntax(path, &e)])?;
+    let mut reader = Reader { path, content: Content::default(), problems: Vec::new() };
+    documents.iter().for_each(|document| reader.take(document));
+    if reader.problems.is_empty() { Ok(reader.content) } else { Err(reader.problems) }
+}
+
+/// The limits on size hold for the file; those on aliases stay, because they multiply.
+fn options() -> serde_saphyr::Options {
+    let most = MAX_BYTES as usize;
+    serde_saphyr::options! {
+        // A namespace may be called `n`.
+        strict_booleans: true,
+        budget: serde_saphyr::budget! {
+            max_events: most,
+            max_nodes: most,
+            max_documents: most,
+            max_total_scalar_bytes: most,
+            max_total_comment_bytes: most,
+            max_buffered_comment_events: most,
+        },
+    }
+}
+
+fn syntax(path: &Path, error: &serde_saphyr::Error) -> Problem {
+    let line = error.location().map_or(0, |l| l.line());
+    let message = error.without_snippet().to_string();
+    let message = message.lines().next().unwrap_or_default().to_owned();
+    problem(path, line, String::new(), String::new(), format!("no valid YAML: {message}"))
+}
+
+fn problem(path: &Path, line: u64, object: String, field: String, message: String) -> Problem {
+    Problem { file: path.display().to_string(), line, object, field, message, remedy: String::new() }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    content: Content,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, node: &Node) {
+        if matches!(node.value, Value::Null) {
+            return;
+        }
+        let (Some(api_version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
+            let field = if node.text("apiVersion").is_none() { "apiVersion" } else { "kind" };
+            let message = "is missing: every object names its apiVersion and kind".to_owned();
+            self.problems.push(problem(self.path, node.line, name_of(node), field.to_owned(), message));
+            return;
+        };
+        if let (Some(items), true) = (node.get("items"), kind.ends_with("List")) {
+            return self.take_items(items);
+        }
+        match Kind::of(api_version, kind) {
+            Some(kind) => match object(kind, node) {
+                Ok(object) => self.content.objects.push(object),
+                Err(e) => self.problems.push(problem(self.path, e.line, name_of(node), e.field, e.message)),
+            },
+            None => *self.content.ignored.entry(format!("{api_version}/{kind}")).or_default() += 1,
+        }
+    }
+
+    fn take_items(&mut self, items: &Node) {
+        match &items.value {
+            Value::List(items) => items.iter().for_each(|item| self.take(item)),
+            Value::Null => {}
+            _ => self.problems.push(problem(
+                self.path,
+                items.line,
+                "List".to_owned(),
+                "items".to_owned(),
+                "must be a list of objects".to_owned(),
+            )),
+        }
+    }
+}
+
+/// `Kind namespace/name`, as far as they can be read.
+fn name_of(node: &Node) -> String {
+    let meta = |key| node.get("metadata").and_then(|m| m.text(key));
+    let name = meta("name").unwrap_or("(no name)");
+    let kind = node.text("kind").unwrap_or("object");
+    meta("namespace").map_or_else(|| format!("{kind} {name}"), |ns| format!("{kind} {ns}/{name}"))
+}
+
+macro_rules! plain {
+    ($variant:ident, $kind:expr, $node:expr) => {{
+        let mut object: crate::control::objects::$variant = $node.read()?;
+        fill_namespace($kind, &mut object.metadata);
+        check_name(&object.metadata, $node)?;
+        Object::$variant(Arc::new(object))
+    }};
+}
+
+fn object(kind: Kind, node: &Node) -> Result<Object, FieldError> {
+    let invalid = |e: crate::policy::InvalidField| FieldError {
+        line: node.line_of(&e.field),
+        field: e.field,
+        message: e.message,
+    };
+    Ok(match kind {
+        Kind::AuthorizationPolicy => {
+            let mut raw: RawAuthorizationPolicy = node.read()?;
+            fill_namespace(kind, &mut raw.metadata);
+            check_name(&raw.metadata, node)?;
+            Object::AuthorizationPolicy(Arc::new(AuthorizationPolicy::try_from(raw).map_err(invalid)?))
+        }
+        Kind::PeerAuthentication => {
+            let mut raw: RawPeerAuthentication = node.read()?;
+            fill_namespace(kind, &mut raw.metadata);
+            check_name(&raw.metadata, node)?;
+            Object::PeerAuthentication(Arc::new(PeerAuthentication::try_from(raw).map_err(invalid)?))
+        }
+        Kind::EndpointSlice => plain!(EndpointSlice, kind, node),
+        Kind::Namespace => plain!(Namespace, kind, node),
+        Kind::Node => plain!(Node, kind, node),
+        Kind::Pod => plain!(Pod, kind, node),
+        Kind::Service => plain!(Service, kind, node),
+        Kind::ServiceAccount => plain!(ServiceAccount, kind, node),
+    })
+}
+
+fn fill_namespace(kind: Kind, metadata: &mut crate::control::objects::Metadata) {
+    if !kind.namespaced() {
+        metadata.namespace.clear();
+    } else if metadata.namespace.is_empty() {
+        metadata.namespace = "default".to_owned();
+    }
+}
+
+fn check_name(metadata: &crate::control::objects::Metadata, node: &Node) -> Result<(), FieldError> {
+    if metadata.name.is_empty() {
+        let field = "metadata.name".to_owned();
+        let line = node.line_of(&field);
+        return Err(FieldError { line, field, message: "must not be empty".to_owned() });
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! Pods, as the mesh sees them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::control::objects::{Namespace, Phase, Pod, Protocol};
+use crate::identity::SpiffeId;
+
+const MODE_LABEL: &str = "istio.io/dataplane-mode";
+const SIDECAR_ANNOTATION: &str = "sidecar.istio.io/status";
+/// Namespaces whose pods are never enrolled, as istio-cni has it by default.
+const EXCLUDED_NAMESPACES: &[&str] = &["kube-system"];
+
+/// A pod with an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Workload {
+    /// The pod's uid, or `namespace/name` when the source gives none.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// `default` when the pod names none.
+    pub service_account: String,
+    /// Empty: not scheduled.
+    pub node: String,
+    /// At most one of each family, in the order of `status.podIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Label `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, else the name.
+    pub app: String,
+    /// Label `service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`, else `latest`.
+    pub version: String,
+    /// It shares the node's network namespace: its address is the node's.
+    pub host_network: bool,
+    /// It answers, and is not about to end.
+    pub ready: bool,
+    /// It is being deleted.
+    pub terminating: bool,
+    /// It is (to be) in the mesh.
+    pub enrolled: bool,
+    /// Who it is when it is enrolled.
+    pub identity: SpiffeId,
+    /// The services that it backs, as `namespace/name`.
+    pub services: Vec<String>,
+    /// Named TCP ports.
+    pub(super) ports: BTreeMap<String, u16>,
+}
+
+impl Workload {
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// `None` for pods without an address and those that are over.
+    pub(super) fn new(pod: &Pod, namespace: Option<&Namespace>, identity: SpiffeId) -> Option<Self> {
+        let meta = &pod.metadata;
+        let addresses = addresses(pod);
+        if addresses.is_empty() || matches!(pod.status.phase, Phase::Succeeded | Phase::Failed) {
+            return None;
+        }
+        let uid =
+            if meta.uid.is_empty() { format!("{}/{}", meta.namespace, meta.name) } else { meta.uid.clone() };
+        let label = |keys: [&str; 3], other: &str| {
+            keys.iter().find_map(|key| meta.labels.get(*key)).map_or(other, String::as_str).to_owned()
+        };
+        let terminating = meta.deletion_timestamp.is_some();
+        Some(Self {
+            uid,
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            service_account: service_account(pod).to_owned(),
+            node: pod.spec.node_name.clone(),
+            addresses,
+            app: label(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"], &meta.name),
+            version: label(
+                ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"],
+                "latest",
+            ),
+            labels: meta.labels.clone(),
+            host_network: pod.spec.host_network,
+            ready: ready(pod) && !terminating,
+            terminating,
+            enrolled: enrolled(pod, namespace),
+            identity,
+            services: Vec::new(),
+            ports: named_ports(pod),
+        })
+    }
+}
+
+pub(super) fn service_account(pod: &Pod) -> &str {
+    let name = pod.spec.service_account_name.as_str();
+    if name.is_empty() { "default" } else { name }
+}
+
+/// istio-cni's default: the pod's label, else the namespace's (`cni/pkg/util/podutil.go`).
+fn enrolled(pod: &Pod, namespace: Option<&Namespace>) -> bool {
+    let never = pod.spec.host_network
+        || pod.metadata.annotations.contains_key(SIDECAR_ANNOTATION)
+        || EXCLUDED_NAMESPACES.contains(&pod.metadata.namespace.as_str());
+    let mode = |labels: &BTreeMap<String, String>| labels.get(MODE_LABEL).cloned();
+    let ambient = match mode(&pod.metadata.labels).as_deref() {
+        Some("ambient") => true,
+        Some("none") => false,
+        _ => namespace.and_then(|n| mode(&n.metadata.labels)).as_deref() == Some("ambient"),
+    };
+    ambient && !never
+}
+
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let status = &pod.status;
+    let listed = status.pod_ips.iter().map(|ip| ip.ip.as_str());
+    let mut found: Vec<IpAddr> = Vec::new();
+    for ip in listed.chain(status.pod_ip.as_deref()).filter_map(|text| text.parse::<IpAddr>().ok()) {
+        if !found.iter().any(|known| known.is_ipv4() == ip.is_ipv4()) {
+            found.push(ip);
+        }
+    }
+    found
+}
+
+fn ready(pod: &Pod) -> bool {
+    let conditions = &pod.status.conditions;
+    conditions.is_empty() || conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True")
+}
+
+fn named_ports(pod: &Pod) -> BTreeMap<String, u16> {
+    let sidecars = pod.spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
+    let mut named = BTreeMap::new();
+    for port in ports.filter(|p| p.protocol == Protocol::Tcp && !p.name.is_empty()) {
+        named.entry(port.name.clone()).or_insert(port.container_port);
+    }
+    named
+}
+
+/// Whether `labels` has all of `selector`.
+pub(super) fn selected(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}

@@ -1,0 +1,298 @@
+//! From the written objects to valid ones; what Istio's admission webhook refuses is refused here.
+
+use ipnet::IpNet;
+
+use super::raw::{self, RawAction, RawCondition, RawOperation, RawRule, RawSource};
+use super::*;
+
+/// A field of a policy that cannot be accepted.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("{field}: {message}")]
+pub struct InvalidField {
+    /// Its path, such as `spec.rules[0].to[0].operation.ports[0]`.
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+fn invalid<T>(field: impl Into<String>, message: impl Into<String>) -> Result<T, InvalidField> {
+    Err(InvalidField { field: field.into(), message: message.into() })
+}
+
+impl TryFrom<RawAuthorizationPolicy> for AuthorizationPolicy {
+    type Error = InvalidField;
+
+    fn try_from(raw: RawAuthorizationPolicy) -> Result<Self, InvalidField> {
+        let RawAuthorizationPolicy { metadata, spec } = raw;
+        check_action(&spec)?;
+        let attachment = attachment(&spec)?;
+        let rules = spec
+            .rules
+            .iter()
+            .enumerate()
+            .map(|(n, r)| rule(r, &format!("spec.rules[{n}]"), &metadata.namespace))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            namespace: metadata.namespace,
+            name: metadata.name,
+            action: match spec.action {
+                RawAction::Allow => Action::Allow,
+                RawAction::Audit => Action::Audit,
+                RawAction::Custom => Action::Custom,
+                RawAction::Deny => Action::Deny,
+            },
+            attachment,
+            dry_run: metadata.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true"),
+            rules,
+        })
+    }
+}
+
+fn check_action(spec: &raw::AuthorizationSpec) -> Result<(), InvalidField> {
+    if spec.action != RawAction::Allow && spec.rules.is_empty() {
+        return invalid(
+            "spec.rules",
+            "only an ALLOW policy may have no rules; `rules: [{}]` matches everything",
+        );
+    }
+    match (&spec.provider, spec.action) {
+        (None, RawAction::Custom) => invalid("spec.provider", "a CUSTOM policy must name its provider"),
+        (Some(p), RawAction::Custom) if p.name.is_empty() => {
+            invalid("spec.provider.name", "a CUSTOM policy must name its provider")
+        }
+        (None, _) | (Some(_), RawAction::Custom) => Ok(()),
+        (Some(_), _) => invalid("spec.provider", "only a CUSTOM policy has a provider"),
+    }
+}
+
+fn attachment(spec: &raw::AuthorizationSpec) -> Result<Attachment, InvalidField> {
+    let targets = spec.target_refs.iter().chain(&spec.target_ref);
+    if targets.clone().count() > 16 {
+        return invalid("spec.targetRefs", "at most 16 targets");
+    }
+    if targets.clone().any(|t| t.kind.is_empty() || t.name.is_empty()) {
+        return invalid("spec.targetRefs", "each target needs a kind and a name");
+    }
+    match (&spec.selector, targets.count()) {
+        (Some(_), 1..) => invalid("spec.selector", "a policy has a selector or targetRefs, not both"),
+        (_, 1..) => Ok(Attachment::Waypoint),
+        (selector, 0) => selected(selector.as_ref()),
+    }
+}
+
+/// An empty selector is none at all, as in Istio.
+fn selected(selector: Option<&raw::Selector>) -> Result<Attachment, InvalidField> {
+    match selector {
+        Some(selector) if !selector.match_labels.is_empty() => {
+            if selector.match_labels.keys().any(String::is_empty) {
+                return invalid("spec.selector.matchLabels", "a label needs a name");
+            }
+            Ok(Attachment::Selector(selector.match_labels.clone()))
+        }
+        _ => Ok(Attachment::All),
+    }
+}
+
+fn rule(raw: &RawRule, field: &str, namespace: &str) -> Result<Rule, InvalidField> {
+    let mut rule = Rule::default();
+    if raw.from.as_ref().is_some_and(Vec::is_empty) {
+        return invalid(format!("{field}.from"), "must have a source; leave `from` out to match any peer");
+    }
+    if raw.to.as_ref().is_some_and(Vec::is_empty) {
+        return invalid(format!("{field}.to"), "must have an operation; leave `to` out to match any");
+    }
+    for (n, from) in raw.from.iter().flatten().enumerate() {
+        rule.from.push(source(&from.source, &format!("{field}.from[{n}].source"), namespace)?);
+    }
+    for (n, to) in raw.to.iter().flatten().enumerate() {
+        rule.to.push(operation(&to.operation, &format!("{field}.to[{n}].operation"))?);
+    }
+    for (n, when) in raw.when.iter().enumerate() {
+        rule.when.push(condition(when, &format!("{field}.when[{n}]"))?);
+    }
+    Ok(rule)
+}
+
+fn check_lists(lists: &[(&'static str, &[String])], field: &str) -> Result<(), InvalidField> {
+    if lists.iter().all(|(_, list)| list.is_empty()) {
+        return invalid(field, "must not be empty");
+    }
+    for (name, list) in lists {
+        if let Some(n) = list.iter().position(String::is_empty) {
+            return invalid(format!("{field}.{}[{n}]", camel(name)), "must not be an empty text");
+        }
+    }
+    Ok(())
+}
+
+fn camel(snake: &str) -> String {
+    let mut parts = snake.split('_');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + &part[..1].to_uppercase() + &part[1..])
+}
+
+fn source(raw: &RawSource, field: &str, namespace: &str) -> Result<Source, InvalidField> {
+    check_lists(&raw.lists(), field)?;
+    let accounts = !raw.service_accounts.is_empty() || !raw.not_service_accounts.is_empty();
+    let others = [&raw.principals, &raw.not_principals, &raw.namespaces, &raw.not_namespaces];
+    if accounts && others.iter().any(|list| !list.is_empty()) {
+        return invalid(
+            format!("{field}.serviceAccounts"),
+            "cannot be combined with principals or namespaces in one source; use two sources",
+        );
+    }
+    let names = |list: &[String], name: &str| service_accounts(list, &format!("{field}.{name}"), namespace);
+    let blocks = |list: &[String], name: &str| blocks(list, &format!("{field}.{name}"));
+    Ok(Source {
+        principals: strings(&raw.principals),
+        not_principals: strings(&raw.not_principals),
+        namespaces: strings(&raw.namespaces),
+        not_namespaces: strings(&raw.not_namespaces),
+        service_accounts: names(&raw.service_accounts, "serviceAccounts")?,
+        not_service_accounts: names(&raw.not_service_accounts, "notServiceAccounts")?,
+        ip_blocks: blocks(&raw.ip_blocks, "ipBlocks")?,
+        not_ip_blocks: blocks(&raw.not_ip_blocks, "notIpBlocks")?,
+        remote_ip_blocks: blocks(&raw.remote_ip_blocks, "remoteIpBlocks")?,
+        not_remote_ip_blocks: blocks(&raw.not_remote_ip_blocks, "notRemoteIpBlocks")?,
+        request_principals: strings(&raw.request_principals),
+        not_request_principals: strings(&raw.not_request_principals),
+        trust_domains: strings(&raw.trust_domains),
+        not_trust_domains: strings(&raw.not_trust_domains),
+    })
+}
+
+fn operation(raw: &RawOperation, field: &str) -> Result<Operation, InvalidField> {
+    check_lists(&raw.lists(), field)?;
+    Ok(Operation {
+        ports: ports(&raw.ports, &format!("{field}.ports"))?,
+        not_ports: ports(&raw.not_ports, &format!("{field}.notPorts"))?,
+        hosts: strings(&raw.hosts),
+        not_hosts: strings(&raw.not_hosts),
+        methods: strings(&raw.methods),
+        not_methods: strings(&raw.not_methods),
+        paths: strings(&raw.paths),
+        not_paths: strings(&raw.not_paths),
+    })
+}
+
+fn condition(raw: &RawCondition, field: &str) -> Result<Condition, InvalidField> {
+    let RawCondition { key, values, not_values } = raw;
+    if key.is_empty() {
+        return invalid(format!("{field}.key"), "must not be empty");
+    }
+    if values.is_empty() && not_values.is_empty() {
+        return invalid(field, "needs `values` or `notValues`");
+    }
+    let (v, n) = (format!("{field}.values"), format!("{field}.notValues"));
+    let (texts, not_texts) = (strings(values), strings(not_values));
+    let test = match key.as_str() {
+        "destination.ip" => {
+            ConditionKey::DestinationIp { values: blocks(values, &v)?, not_values: blocks(not_values, &n)? }
+        }
+        "destination.port" => {
+            ConditionKey::DestinationPort { values: ports(values, &v)?, not_values: ports(not_values, &n)? }
+        }
+        "source.ip" => {
+            ConditionKey::SourceIp { values: blocks(values, &v)?, not_values: blocks(not_values, &n)? }
+        }
+        "source.namespace" => ConditionKey::SourceNamespace { values: texts, not_values: not_texts },
+        "source.principal" => ConditionKey::SourcePrincipal { values: texts, not_values: not_texts },
+        other if l7_key(other) => ConditionKey::Other { values: texts, not_values: not_texts },
+        _ => return invalid(format!("{field}.key"), format!("unknown attribute {key:?}")),
+    };
+    Ok(Condition { key: key.clone(), test })
+}
+
+fn l7_key(key: &str) -> bool {
+    let indexed = |name: &str| key.strip_prefix(name).is_some_and(|k| k.starts_with('[') && k.ends_with(']'));
+    indexed("request.headers")
+        || indexed("request.auth.claims")
+        || key.starts_with("experimental.envoy.filters.")
+        || matches!(
+            key,
+            "remote.ip"
+                | "source.serviceAccount"
+                | "source.trustDomain"
+                | "request.auth.principal"
+                | "request.auth.audiences"
+                | "request.auth.presenter"
+                | "connection.sni"
+        )
+}
+
+fn strings(list: &[String]) -> Vec<StringMatch> {
+    list.iter().map(|text| StringMatch::from(text.as_str())).collect()
+}
+
+fn ports(list: &[String], field: &str) -> Result<Vec<u16>, InvalidField> {
+    parse_all(list, field, "is not a port from 1 to 65535", |text| text.parse().ok().filter(|port| *port > 0))
+}
+
+fn blocks(list: &[String], field: &str) -> Result<Vec<IpNet>, InvalidField> {
+    parse_all(list, field, "is neither an IP address nor a CIDR block", |text| {
+        text.parse().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)))
+    })
+}
+
+fn service_accounts(
+    list: &[String],
+    field: &str,
+    namespace: &str,
+) -> Result<Vec<ServiceAccountName>, InvalidField> {
+    if list.len() > 16 {
+        return invalid(field, "at most 16 service accounts");
+    }
+    parse_all(list, field, "is not `namespace/name` or `name` without wildcards", |text| {
+        let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
+        let plain = |part: &str| !part.is_empty() && !part.contains(['/', '*']);
+        (plain(namespace) && plain(name))
+            .then(|| ServiceAccountName { namespace: namespace.to_owned(), name: name.to_owned() })
+    })
+}
+
+fn parse_all<T>(
+    list: &[String],
+    field: &str,
+    wrong: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<T>, InvalidField> {
+    list.iter()
+        .enumerate()
+        .map(|(n, text)| match parse(text) {
+            Some(value) => Ok(value),
+            None => invalid(format!("{field}[{n}]"), format!("{text:?} {wrong}")),
+        })
+        .collect()
+}
+
+impl TryFrom<RawPeerAuthentication> for PeerAuthentication {
+    type Error = InvalidField;
+
+    fn try_from(raw: RawPeerAuthentication) -> Result<Self, InvalidField> {
+        let RawPeerAuthentication { metadata, spec } = raw;
+        let mut port_modes = std::collections::BTreeMap::new();
+        for (text, mtls) in &spec.port_level_mtls {
+            match text.parse() {
+                Ok(port) if port > 0 => port_modes.insert(port, mtls.mode),
+                _ => {
+                    return invalid(
+                        format!("spec.portLevelMtls.{text}"),
+                        format!("{text:?} is not a port from 1 to 65535"),
+                    );
+                }
+            };
+        }
+        let selector = match selected(spec.selector.as_ref())? {
+            Attachment::Selector(labels) => Some(labels),
+            Attachment::All | Attachment::Waypoint => None,
+        };
+        Ok(Self {
+            namespace: metadata.namespace,
+            name: metadata.name,
+            created: metadata.creation_timestamp,
+            selector,
+            mode: spec.mtls.mode,
+            port_modes,
+        })
+    }
+}
