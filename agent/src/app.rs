@@ -4,12 +4,14 @@ mod mesh;
 mod view;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use culvert_common::{Decision, Reason, Tuple, decide};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -93,7 +95,7 @@ async fn start(args: AgentArgs) -> Result<()> {
     admin::serve(Arc::new(view), &state_dir.join("admin.sock"), shutdown.clone())
         .await
         .context("admin socket")?;
-    read_events(&kernel, flows, publish.subscribe())?;
+    read_events(&kernel, flows.clone(), publish.subscribe())?;
     tracing::info!(node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
 
     let node = Node {
@@ -103,6 +105,7 @@ async fn start(args: AgentArgs) -> Result<()> {
         kernel,
         world: World::default(),
         interner: None,
+        flows,
         publish,
         status,
         swept: false,
@@ -182,6 +185,7 @@ struct Node {
     kernel: Arc<Kernel>,
     world: World,
     interner: Option<Interner>,
+    flows: Arc<FlowLog>,
     publish: watch::Sender<Arc<Snapshot>>,
     status: watch::Sender<State>,
     swept: bool,
@@ -236,9 +240,11 @@ impl Node {
         if let Err(error) = self.kernel.maps.sync_before(&desired) {
             tracing::error!(%error, "kernel tables could not be written: what is missing is refused");
         }
-        self.publish.send_replace(Arc::new(Snapshot::new(mesh, compiled)));
+        let snapshot = Arc::new(Snapshot::new(mesh, compiled));
+        self.publish.send_replace(snapshot.clone());
         self.proxy.policy_changed();
         self.pods.enforce(&numbers);
+        self.end_refused(&snapshot);
         if let Err(error) = self.kernel.maps.sync_after(&desired) {
             tracing::error!(%error, "old kernel table entries could not be removed");
         }
@@ -250,6 +256,22 @@ impl Node {
         }
         self.status.send_modify(|state| state.reconciled = true);
         self.tell();
+    }
+
+    /// A policy that refuses an open connection ends it, and says so.
+    fn end_refused(&self, snapshot: &Snapshot) {
+        let judge = |tuple: &Tuple, identity: u32| {
+            let destination: SocketAddr = tuple.destination().into();
+            let workload = snapshot.workload_by_ip(destination.ip());
+            match workload.and_then(|w| snapshot.compiled.class_of.get(&w.uid)) {
+                Some(class) => decide(&*snapshot.compiled, *class, identity, destination.port()),
+                None => Decision::refuse(Reason::UnknownDestination),
+            }
+        };
+        for (tuple, connection, decision) in self.pods.end_refused(judge) {
+            let seq = self.flows.kernel(mesh::ended(tuple, connection, decision));
+            mesh::log_refusal(&self.flows, seq, snapshot);
+        }
     }
 
     fn tell(&self) {

@@ -1,5 +1,6 @@
 //! Local pods: found, enrolled, released.
 
+mod destroy;
 pub mod discovery;
 mod enroll;
 

@@ -117,8 +117,12 @@ pub fn own_cgroup() -> io::Result<PathBuf> {
 
 /// The wall-clock moment at which CLOCK_MONOTONIC was zero, for the time stamps of kernel events.
 pub fn boot_time() -> SystemTime {
-    let monotonic = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from);
-    SystemTime::now().checked_sub(monotonic.unwrap_or_default()).unwrap_or(SystemTime::UNIX_EPOCH)
+    SystemTime::now().checked_sub(since_boot()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// CLOCK_MONOTONIC, the clock of `bpf_ktime_get_ns()`.
+pub fn since_boot() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
 /// Cookie of this process's own network namespace.

@@ -38,6 +38,8 @@ pub enum Hook {
     Admit = 2,
     /// sockops: the connection ended; bytes and duration are set.
     Close = 3,
+    /// The agent: policy changed, and the open connection was destroyed.
+    Destroy = 4,
 }
 
 macro_rules! numbered {

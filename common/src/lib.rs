@@ -19,6 +19,7 @@
 //! | `policy_names` | policy index | [`Name`] | agent | the reader |
 //! | `identities` | identity | [`Name`] | agent | the reader |
 //! | `admitted` | [`Tuple`] | [`Admission`] | sockets | admit |
+//! | `connections` | [`Tuple`] | [`Connection`] | sockets | agent |
 //! | `original_dst` | [`LocalKey`] | [`OriginalDst`] | sockets | agent |
 //! | `original_src` | [`LocalKey`] | [`Endpoint`] | agent | sockets |
 //! | `socket_state` | socket (SK_STORAGE) | [`SocketState`] | connect, sockets | sockets, peername |
@@ -41,14 +42,14 @@ pub use addr::{Endpoint, Ip, Tuple};
 pub use flow::{Counter, FlowEvent, Hook, Path, Reason, Verdict};
 pub use limits::*;
 pub use policy::{ANY_IDENTITY, ANY_PORT, Decision, PolicyKey, PolicyRow, PolicyTable, decide};
-pub use socket::{Admission, LocalKey, OriginalDst, SocketKind, SocketState};
+pub use socket::{Admission, Connection, LocalKey, OriginalDst, SocketKind, SocketState};
 #[cfg(feature = "user")]
 pub use user::cut;
 pub use workload::{BackendKey, Config, Name, Pod, Service, ServiceKey, Workload, flags};
 
 /// Version of every layout in this crate. The loader refuses to adopt pinned maps of another version; bump it with
 /// any change of a size, a field or a meaning.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// A peer that proved no identity: plaintext from another node, from an unenrolled pod, from a NodePort.
 pub const UNKNOWN_IDENTITY: u32 = 0;

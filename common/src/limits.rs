@@ -16,6 +16,8 @@ pub const MAX_POLICIES: usize = 1 << 16;
 pub const MAX_IDENTITIES: usize = 1 << 17;
 /// Connections between connect() and accept on this node.
 pub const MAX_ADMITTED: usize = 1 << 16;
+/// Open connections into enrolled pods that do not go through the agent.
+pub const MAX_CONNECTIONS: usize = 1 << 17;
 /// Tunnelled connections that the agent has not picked up yet, or that it is delivering.
 pub const MAX_HANDOVERS: usize = 1 << 16;
 /// Bytes of the event ring buffer.

@@ -22,6 +22,8 @@ pub enum SocketKind {
     Accepted = 5,
     /// Inside one pod: its own, or the agent's delivery. Admitted as [`crate::OWN_IDENTITY`].
     Own = 6,
+    /// An accepted socket whose client came directly or in plaintext: it has an entry in `connections`.
+    Inbound = 7,
 }
 
 /// Per-socket state (SK_STORAGE): written by the connect hook, read by sockops and getpeername.
@@ -61,6 +63,21 @@ pub struct Admission {
     pub reserved: u32,
 }
 assert_size!(Admission, 16);
+
+/// An open connection into an enrolled pod that does not go through the agent: what a change of policy is held against.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Connection {
+    /// `bpf_ktime_get_ns()` when it was accepted.
+    pub opened_ns: u64,
+    /// Netns cookie of the pod that accepted it.
+    pub netns: u64,
+    /// The client's identity; 0 in plaintext.
+    pub identity: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+assert_size!(Connection, 24);
 
 /// One end of a connection inside a pod's network namespace. Loopback tuples repeat in every namespace: the cookie
 /// tells them apart.

@@ -24,6 +24,7 @@ plain!(
     PolicyKey,
     PolicyRow,
     Admission,
+    Connection,
     LocalKey,
     OriginalDst,
     SocketState,

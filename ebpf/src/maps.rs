@@ -36,6 +36,9 @@ pub static IDENTITIES: HashMap<u32, Name, MAX_IDENTITIES, ON_DEMAND> = HashMap::
 #[btf_map(name = "admitted")]
 pub static ADMITTED: HashMap<Tuple, Admission, MAX_ADMITTED> = HashMap::new();
 
+#[btf_map(name = "connections")]
+pub static CONNECTIONS: HashMap<Tuple, Connection, MAX_CONNECTIONS> = HashMap::new();
+
 #[btf_map(name = "original_dst")]
 pub static ORIGINAL_DST: HashMap<LocalKey, OriginalDst, MAX_HANDOVERS> = HashMap::new();
 

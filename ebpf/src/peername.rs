@@ -9,7 +9,8 @@ use crate::ctx::{self, Family};
 #[inline(always)]
 pub fn rewrite<F: Family>(ctx: &SockAddrContext) {
     let Some(state) = ctx::socket_state(ctx) else { return };
-    if state.kind == SocketKind::None as u32 || state.kind == SocketKind::Host as u32 {
+    let real = [SocketKind::None as u32, SocketKind::Host as u32, SocketKind::Inbound as u32];
+    if real.contains(&state.kind) {
         return;
     }
     // A peer of the other family (an IPv6 client of an IPv4-only listener) cannot be shown: the real one stays.

@@ -9,7 +9,7 @@ use culvert_common::*;
 
 use crate::ctx;
 use crate::events::{count, emit, now};
-use crate::maps::{ADMITTED, ORIGINAL_DST, ORIGINAL_SRC, copied};
+use crate::maps::{ADMITTED, CONNECTIONS, ORIGINAL_DST, ORIGINAL_SRC, PODS, copied};
 
 const REPLACE: u64 = 0; // BPF_ANY
 
@@ -92,15 +92,42 @@ fn flow(state: &SocketState, netns: u64, tuple: Tuple, path: Path, hook: Hook) -
 #[inline(always)]
 fn on_accept(ctx: &SockOpsContext) {
     let (local, remote) = ctx::ops_ends(ctx);
+    let tuple = Tuple::new(remote, local);
+    let netns = ctx::netns_cookie(ctx);
+    let admission: Option<Admission> = copied!(ADMITTED, &tuple);
     // Later segments find the socket itself: the admission has served.
-    let _ = ADMITTED.remove(Tuple::new(remote, local));
-    let key = LocalKey::new(ctx::netns_cookie(ctx), remote);
-    let Some(client) = copied!(ORIGINAL_SRC, &key) else { return };
+    let _ = ADMITTED.remove(tuple);
+    let key = LocalKey::new(netns, remote);
+    let Some(client) = copied!(ORIGINAL_SRC, &key) else {
+        return note_inbound(ctx, tuple, netns, admission.map_or(UNKNOWN_IDENTITY, |a| a.identity));
+    };
     let _ = ORIGINAL_SRC.remove(key);
     if let Some(state) = ctx::ops_state_or_new(ctx) {
         state.peer = client;
         state.kind = SocketKind::Accepted as u32;
     }
+}
+
+/// Keeps a connection into an enrolled pod in sight while it is open, for the day when policy changes.
+#[inline(always)]
+fn note_inbound(ctx: &SockOpsContext, tuple: Tuple, netns: u64, identity: u32) {
+    let port = tuple.destination().port();
+    let judged_elsewhere = port == HBONE_PORT || port == OUTBOUND_PORT; // by the agent
+    let always_allowed = identity == HOST_IDENTITY || identity == OWN_IDENTITY;
+    if judged_elsewhere || always_allowed || tuple.destination().ip().is_loopback() {
+        return;
+    }
+    let pod: Option<Pod> = copied!(PODS, &netns);
+    if pod.is_none() {
+        return;
+    }
+    let Some(state) = ctx::ops_state_or_new(ctx) else { return count(Counter::MapFull) };
+    state.kind = SocketKind::Inbound as u32;
+    let connection = Connection { opened_ns: now(), netns, identity, reserved: 0 };
+    if CONNECTIONS.insert(tuple, connection, REPLACE).is_err() {
+        count(Counter::MapFull);
+    }
+    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
 }
 
 #[inline(always)]
@@ -120,6 +147,9 @@ fn on_state(ctx: &SockOpsContext) {
         }
         k if k == SocketKind::Host as u32 || k == SocketKind::Own as u32 => {
             let _ = ADMITTED.remove(Tuple::new(local, remote));
+        }
+        k if k == SocketKind::Inbound as u32 => {
+            let _ = CONNECTIONS.remove(Tuple::new(remote, local));
         }
         // Once established the entry is the agent's to take, even if the app has already gone.
         k if k == SocketKind::Tunnel as u32 && old == BPF_TCP_SYN_SENT => {

@@ -4,7 +4,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use culvert_common::{Decision, LocalKey, OriginalDst};
+use culvert_common::{
+    Connection, Decision, FlowEvent, Hook, LocalKey, OriginalDst, Path, Tuple, UNKNOWN_IDENTITY,
+};
 use tokio::sync::watch;
 
 use crate::bpf::Kernel;
@@ -68,6 +70,28 @@ impl Mesh for MeshView {
         if refused {
             log_refusal(&self.flows, seq, &*self.snapshot());
         }
+    }
+}
+
+/// The event of an open connection that a change of policy ended.
+pub(super) fn ended(tuple: Tuple, connection: Connection, decision: Decision) -> FlowEvent {
+    let now = u64::try_from(crate::sys::since_boot().as_nanos()).unwrap_or(u64::MAX);
+    let direct = connection.identity != UNKNOWN_IDENTITY;
+    FlowEvent {
+        time_ns: now,
+        netns: connection.netns,
+        bytes_sent: 0,
+        bytes_received: 0,
+        duration_ns: now.saturating_sub(connection.opened_ns),
+        tuple,
+        requested: tuple.destination(),
+        verdict: decision.verdict as u32,
+        reason: decision.reason as u32,
+        policy: decision.policy,
+        path: if direct { Path::Direct as u32 } else { Path::Passthrough as u32 },
+        hook: Hook::Destroy as u32,
+        source: connection.identity,
+        destination: UNKNOWN_IDENTITY,
     }
 }
 

@@ -10,7 +10,7 @@ use culvert_common::*;
 use super::load::{KernelError, lock};
 
 /// Every pinned map. `socket_state` belongs to its sockets, but is pinned for the reader of a dump.
-pub(super) const MAP_NAMES: [&str; 14] = [
+pub(super) const MAP_NAMES: [&str; 15] = [
     "config",
     "pods",
     "workloads",
@@ -20,6 +20,7 @@ pub(super) const MAP_NAMES: [&str; 14] = [
     "policy_names",
     "identities",
     "admitted",
+    "connections",
     "original_dst",
     "original_src",
     "socket_state",
@@ -39,6 +40,7 @@ pub struct Maps {
     pub(super) policy: Table<PolicyKey, PolicyRow>,
     pub(super) policy_names: Table<u32, Name>,
     pub(super) identities: Table<u32, Name>,
+    connections: Table<Tuple, Connection>,
     original_dst: Table<LocalKey, OriginalDst>,
     original_src: Table<LocalKey, Endpoint>,
     counters: PerCpuArray<MapData, u64>,
@@ -65,6 +67,7 @@ impl Maps {
             policy: Mutex::new(typed(object, "policy")?),
             policy_names: Mutex::new(typed(object, "policy_names")?),
             identities: Mutex::new(typed(object, "identities")?),
+            connections: Mutex::new(typed(object, "connections")?),
             original_dst: Mutex::new(typed(object, "original_dst")?),
             original_src: Mutex::new(typed(object, "original_src")?),
             counters: typed(object, "counters")?,
@@ -107,6 +110,11 @@ impl Maps {
     /// Cookies of all pods in the map.
     pub fn pod_cookies(&self) -> Vec<u64> {
         lock(&self.pods).keys().filter_map(Result::ok).collect()
+    }
+
+    /// Open connections into pods of this node that do not go through the agent, with the client's end first.
+    pub fn connections(&self) -> Vec<(Tuple, Connection)> {
+        lock(&self.connections).iter().filter_map(Result::ok).collect()
     }
 
     /// One counter, summed over the CPUs.

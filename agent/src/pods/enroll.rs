@@ -11,10 +11,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_common::{Ip, Pod, cut};
+use culvert_common::{Connection, Decision, Ip, Pod, Tuple, cut};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use super::destroy::destroy;
 use super::discovery;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
@@ -199,6 +200,28 @@ impl Pods {
                 tracing::info!(pod = pod.wanted.name, identity = %pod.wanted.identity, "joined the mesh");
             }
         }
+    }
+
+    /// Ends the open connections that `judge` refuses now: (client, server, client's identity) → verdict. What goes through
+    /// the agent is the proxy's business. Returns those that were ended, with the verdict.
+    pub fn end_refused(&self, judge: impl Fn(&Tuple, u32) -> Decision) -> Vec<(Tuple, Connection, Decision)> {
+        let pods: HashMap<u64, &Enrolled> = self.enrolled.values().map(|pod| (pod.cookie, pod)).collect();
+        let mut ended = Vec::new();
+        for (tuple, connection) in self.kernel.maps.connections() {
+            let Some(pod) = pods.get(&connection.netns) else { continue };
+            let decision = judge(&tuple, connection.identity);
+            if decision.allowed() {
+                continue;
+            }
+            match destroy(&*pod.netns, tuple.destination().into(), tuple.source().into()) {
+                Ok(true) => ended.push((tuple, connection, decision)),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(pod = pod.wanted.name, %error, "a connection that policy now refuses cannot be ended");
+                }
+            }
+        }
+        ended
     }
 
     /// Removes what a predecessor left for pods that no longer exist.

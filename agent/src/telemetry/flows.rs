@@ -59,7 +59,7 @@ pub struct FlowRecord {
     pub time: String,
     /// The node that reports.
     pub node: String,
-    /// `opened`, `refused` or `closed`.
+    /// `opened`, `refused`, `closed`, or `ended`: a change of policy cut an open connection.
     pub stage: &'static str,
     /// `allowed` or `refused`.
     pub verdict: &'static str,
@@ -178,12 +178,17 @@ fn from_kernel(event: &FlowEvent, names: &dyn Names) -> FlowRecord {
         node: String::new(),
         stage: match event.hook {
             h if h == Hook::Close as u32 => "closed",
+            h if h == Hook::Destroy as u32 => "ended",
             _ if allowed => "opened",
             _ => "refused",
         },
         verdict: verdict(allowed),
         path: path(event.path),
-        side: if event.hook == Hook::Admit as u32 { "destination" } else { "source" },
+        side: if event.hook == Hook::Admit as u32 || event.hook == Hook::Destroy as u32 {
+            "destination"
+        } else {
+            "source"
+        },
         reason: Reason::from_u32(event.reason).map_or("unknown", Reason::as_str),
         policy: names.policy(event.policy).unwrap_or_default(),
         error: String::new(),
