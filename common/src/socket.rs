@@ -72,12 +72,14 @@ pub struct Connection {
     pub opened_ns: u64,
     /// Netns cookie of the pod that accepted it.
     pub netns: u64,
+    /// Cookie of the accepted socket (SO_COOKIE).
+    pub socket: u64,
     /// The client's identity; 0 in plaintext.
     pub identity: u32,
     /// Zero.
     pub reserved: u32,
 }
-assert_size!(Connection, 24);
+assert_size!(Connection, 32);
 
 /// One end of a connection inside a pod's network namespace. Loopback tuples repeat in every namespace: the cookie
 /// tells them apart.

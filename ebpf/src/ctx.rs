@@ -6,7 +6,8 @@ use core::ptr::{addr_of, addr_of_mut, null_mut, read_volatile, write_volatile};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_sk_storage_get,
+    bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
+    bpf_set_retval, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
 use culvert_common::{Endpoint, Ip, SocketState, Tuple};
@@ -135,6 +136,13 @@ pub fn set_address<F: Family>(ctx: &SockAddrContext, end: Endpoint) -> bool {
 pub fn netns_cookie(ctx: &impl EbpfContext) -> u64 {
     // SAFETY: the helper only reads the context (sock_addr: Linux 5.7, sockops: 5.15).
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// Cookie of a sockops socket.
+#[inline(always)]
+pub fn socket_cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper only reads the context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
 /// cgroup v2 id of the calling process.

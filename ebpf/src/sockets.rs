@@ -123,7 +123,8 @@ fn note_inbound(ctx: &SockOpsContext, tuple: Tuple, netns: u64, identity: u32) {
     }
     let Some(state) = ctx::ops_state_or_new(ctx) else { return count(Counter::MapFull) };
     state.kind = SocketKind::Inbound as u32;
-    let connection = Connection { opened_ns: now(), netns, identity, reserved: 0 };
+    let socket = ctx::socket_cookie(ctx);
+    let connection = Connection { opened_ns: now(), netns, socket, identity, reserved: 0 };
     if CONNECTIONS.insert(tuple, connection, REPLACE).is_err() {
         count(Counter::MapFull);
     }

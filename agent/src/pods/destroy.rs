@@ -18,26 +18,34 @@ const NLMSG_ERROR: u16 = 2;
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
 
-/// Destroys the established TCP socket of `netns` with these ends. False when there is none any more.
+/// Destroys the TCP socket of `netns` with these ends and this cookie (SO_COOKIE). False when it is gone.
+///
+/// The cookie is not for show: without an established socket of these ends the kernel's look-up finds the *listener*, and
+/// would destroy that.
 ///
 /// # Errors
 ///
 /// When the kernel refuses: no CONFIG_INET_DIAG_DESTROY, or no privileges.
-pub fn destroy(netns: impl AsFd, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+pub(super) fn destroy(
+    netns: impl AsFd,
+    cookie: u64,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> io::Result<bool> {
     let socket = sys::in_netns(netns, || {
         Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG)))
     })?;
-    socket.send(&request(local, remote))?;
+    socket.send(&request(cookie, local, remote))?;
     let mut answer = [0_u8; 256];
     let length = io::Read::read(&mut &socket, &mut answer)?;
     match errno(answer.get(..length).unwrap_or_default())? {
         0 => Ok(true),
-        libc::ENOENT => Ok(false),
+        libc::ENOENT | libc::ESTALE => Ok(false),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 
-fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+fn request(cookie: u64, local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + REQUEST);
     bytes.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
     bytes.extend(SOCK_DESTROY.to_ne_bytes());
@@ -51,7 +59,8 @@ fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     bytes.extend(sixteen(local.ip()));
     bytes.extend(sixteen(remote.ip()));
     bytes.extend([0; 4]); // any interface
-    bytes.extend([0xff; 8]); // INET_DIAG_NOCOOKIE
+    bytes.extend((cookie as u32).to_ne_bytes());
+    bytes.extend(((cookie >> 32) as u32).to_ne_bytes());
     bytes
 }
 
@@ -91,11 +100,14 @@ mod tests {
             let (mut server, _) = listener.accept().unwrap();
             let netns = std::fs::File::open("/proc/self/ns/net").unwrap();
             let (local, remote) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
-            assert!(destroy(&netns, local, remote).unwrap());
-            assert!(!destroy(&netns, local, remote).unwrap(), "it is gone");
+            let cookie = socket2::SockRef::from(&server).cookie().unwrap();
+            assert!(!destroy(&netns, cookie + 1000, local, remote).unwrap(), "another socket's cookie");
+            assert!(destroy(&netns, cookie, local, remote).unwrap());
+            assert!(!destroy(&netns, cookie, local, remote).unwrap(), "it is gone");
             let kind = |result: io::Result<usize>| result.unwrap_err().kind();
             assert_eq!(kind(server.read(&mut [0; 1])), io::ErrorKind::ConnectionAborted);
             assert_eq!(kind(client.read(&mut [0; 1])), io::ErrorKind::ConnectionReset);
+            TcpStream::connect(listener.local_addr().unwrap()).expect("the listener has been left alone");
         }
     }
 

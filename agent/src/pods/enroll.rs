@@ -213,7 +213,7 @@ impl Pods {
             if decision.allowed() {
                 continue;
             }
-            match destroy(&*pod.netns, tuple.destination().into(), tuple.source().into()) {
+            match destroy(&*pod.netns, connection.socket, tuple.destination().into(), tuple.source().into()) {
                 Ok(true) => ended.push((tuple, connection, decision)),
                 Ok(false) => {}
                 Err(error) => {
