@@ -5,6 +5,7 @@
 //! | unix socket, 15021 | `/healthz/ready` | 200 `ready`, or 500 with what is pending |
 //! | unix socket, 15020 | `/metrics` | Prometheus text |
 //! | unix socket | `/flows?since=SEQ` | flow records, a JSON object a line |
+//! | unix socket | `/explain?from=WHO&to=WHERE` | why a connection is or is not allowed, JSON |
 //! | unix socket | `/dump` | one JSON document: all that the agent knows, no secrets |
 
 use std::convert::Infallible;
@@ -39,6 +40,8 @@ pub trait View: Send + Sync + 'static {
     fn flows(&self, seq: u64) -> String;
     /// The whole state as JSON.
     fn dump(&self) -> String;
+    /// Why a connection is or is not allowed, as JSON; the error says what is wrong with the question.
+    fn explain(&self, from: &str, to: &str) -> Result<String, String>;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -156,6 +159,13 @@ fn answer(view: &dyn View, request: &Request<Incoming>, audience: Audience) -> R
         "/flows" if operator => {
             reply(StatusCode::OK, "application/x-ndjson", view.flows(since(request.uri().query())))
         }
+        "/explain" if operator => {
+            let query = request.uri().query();
+            match view.explain(parameter(query, "from"), parameter(query, "to")) {
+                Ok(text) => reply(StatusCode::OK, "application/json", text),
+                Err(why) => reply(StatusCode::BAD_REQUEST, "text/plain", format!("{why}\n")),
+            }
+        }
         "/dump" if operator => reply(StatusCode::OK, "application/json", view.dump()),
         _ => reply(StatusCode::NOT_FOUND, "text/plain", "no such page\n".to_owned()),
     }
@@ -171,8 +181,13 @@ fn ready(pending: &[String]) -> Response<Full<Bytes>> {
 }
 
 fn since(query: Option<&str>) -> u64 {
-    let value = query.unwrap_or("").split('&').find_map(|pair| pair.strip_prefix("since="));
-    value.and_then(|v| v.parse().ok()).unwrap_or(0)
+    parameter(query, "since").parse().unwrap_or(0)
+}
+
+/// The value of `name=…`; names, addresses and ports need no escapes.
+fn parameter<'a>(query: Option<&'a str>, name: &str) -> &'a str {
+    let mut pairs = query.unwrap_or("").split('&');
+    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).unwrap_or("")
 }
 
 fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {

@@ -1,5 +1,6 @@
 //! The agent: the one place that knows everyone. Reads top down as the story of a start and of a change.
 
+mod explain;
 mod mesh;
 mod view;
 
@@ -91,6 +92,7 @@ async fn start(args: AgentArgs) -> Result<()> {
         kernel: kernel.clone(),
         proxy: proxy.clone(),
         certs,
+        same_node: args.same_node,
     };
     admin::serve(Arc::new(view), &state_dir.join("admin.sock"), shutdown.clone())
         .await

@@ -40,6 +40,11 @@ enum Command {
         after_help = "Examples:\n  culvert flows --verdict refused\n  culvert flows --from test/curl -o json\n  culvert flows --follow"
     )]
     Flows(FlowArgs),
+    /// Say whether a connection is allowed, which policy and rule decide, and what the kernel's table says
+    #[command(
+        after_help = "Examples:\n  culvert explain test/curl hello/helloworld:5000\n  culvert explain 10.244.2.7 hello/db-0:9000\n  culvert explain spiffe://cluster.local/ns/web/sa/nginx 10.244.1.3:5000"
+    )]
+    Explain(ExplainArgs),
     /// Print everything the agent knows as one JSON document
     Dump(SocketArgs),
     /// Print the agent's metrics
@@ -154,6 +159,19 @@ struct FlowArgs {
     output: Output,
 }
 
+#[derive(Args, Debug)]
+struct ExplainArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Who connects: namespace/pod, an address, or a SPIFFE id
+    from: String,
+    /// Where to: namespace/pod:port, namespace/service:port or address:port
+    to: String,
+    /// Output form
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Output {
     /// Columns for people.
@@ -176,6 +194,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Certificates(args) => wait(show::list("certificates", &args)),
         Command::Pods(args) => wait(show::list("pods", &args)),
         Command::Flows(args) => wait(show::flows(&args)),
+        Command::Explain(args) => wait(show::explain(&args)),
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),

@@ -24,6 +24,7 @@
 mod authn;
 pub mod compile;
 pub mod evaluate;
+pub mod explain;
 mod finding;
 mod intern;
 mod lower;

@@ -7,8 +7,10 @@ use culvert_common::Counter;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::explain::Explainer;
 use crate::admin::View;
 use crate::bpf::Kernel;
+use crate::cli::SameNode;
 use crate::control::Report;
 use crate::identity::CertStore;
 use crate::model::Snapshot;
@@ -34,6 +36,7 @@ pub(super) struct Published {
     pub(super) kernel: Arc<Kernel>,
     pub(super) proxy: Arc<Shared>,
     pub(super) certs: CertStore,
+    pub(super) same_node: SameNode,
 }
 
 impl View for Published {
@@ -71,6 +74,13 @@ impl View for Published {
             text.push('\n');
         }
         text
+    }
+
+    fn explain(&self, from: &str, to: &str) -> Result<String, String> {
+        let snapshot = self.snapshots.borrow().clone();
+        let explained = Explainer { snapshot: &snapshot, kernel: &self.kernel, same_node: self.same_node }
+            .explain(from, to)?;
+        Ok(format!("{:#}\n", Value::Array(explained)))
     }
 
     fn dump(&self) -> String {

@@ -1,7 +1,8 @@
 //! Typed handles of every map the agent touches, taken once: a missing map fails at start.
 
+use std::cell::Cell;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
@@ -117,6 +118,13 @@ impl Maps {
         lock(&self.connections).iter().filter_map(Result::ok).collect()
     }
 
+    /// The row of the kernel's policy table that decides, with its key: what the programs find at this moment.
+    pub fn deciding_row(&self, class: u32, identity: u32, port: u16) -> (Option<PolicyKey>, Decision) {
+        let rows = KernelRows { map: lock(&self.policy), found: Cell::new(None) };
+        let decision = decide(&rows, class, identity, port);
+        (rows.found.get(), decision)
+    }
+
     /// One counter, summed over the CPUs.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum())
@@ -152,6 +160,20 @@ impl Maps {
 
     pub(super) fn take_events(&self) -> Option<RingBuf<MapData>> {
         lock(&self.events).take()
+    }
+}
+
+/// The kernel's table for [`decide`], remembering the key that was found.
+struct KernelRows<'a> {
+    map: MutexGuard<'a, HashMap<MapData, PolicyKey, PolicyRow>>,
+    found: Cell<Option<PolicyKey>>,
+}
+
+impl PolicyTable for KernelRows<'_> {
+    fn row(&self, key: &PolicyKey) -> Option<PolicyRow> {
+        let row = self.map.get(key, 0).ok()?;
+        self.found.set(Some(*key));
+        Some(row)
     }
 }
 

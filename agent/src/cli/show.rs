@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{FlowArgs, Output, QueryArgs, SocketArgs, client, table};
+use super::{ExplainArgs, FlowArgs, Output, QueryArgs, SocketArgs, client, table};
 
 /// Title and field of each column, by list.
 fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
@@ -82,6 +82,48 @@ fn cell(value: &Value) -> String {
 /// Prints one page as the agent serves it.
 pub(super) async fn page(path: &str, args: &SocketArgs) -> Result<()> {
     print(&client::get(&client::socket(args.instance.as_deref())?, path).await?)
+}
+
+/// Prints why a connection is or is not allowed.
+pub(super) async fn explain(args: &ExplainArgs) -> Result<()> {
+    let socket = client::socket(args.socket.instance.as_deref())?;
+    let text = client::get(&socket, &format!("/explain?from={}&to={}", args.from, args.to)).await?;
+    if args.output == Output::Json {
+        return print(&text);
+    }
+    let cases: Vec<Value> = serde_json::from_str(&text).context("the agent's explanation")?;
+    print(&cases.iter().map(told).collect::<Vec<_>>().join("\n"))
+}
+
+fn told(case: &Value) -> String {
+    let text = |field: &str| case[field].as_str().unwrap_or("").to_owned();
+    let or_none = |value: String| if value.is_empty() { "none proven".to_owned() } else { value };
+    let policy = text("policy");
+    let by = if policy.is_empty() { String::new() } else { format!(" [{policy}]") };
+    let mut out = format!("{} -> {}\n", text("from"), text("to"));
+    let mut line = |label: &str, value: String| out.push_str(&format!("  {label:<10} {value}\n"));
+    line("verdict", format!("{}: {}{by}", text("verdict").to_uppercase(), text("reason")));
+    line("path", text("path"));
+    line(
+        "identities",
+        format!("{} -> {}", or_none(text("source_identity")), or_none(text("destination_identity"))),
+    );
+    if !text("mtls").is_empty() {
+        line("mTLS", text("mtls"));
+    }
+    let considered = case["considered"].as_array().cloned().unwrap_or_default();
+    if considered.is_empty() {
+        line("policies", "none applies".to_owned());
+    }
+    for (n, policy) in considered.iter().enumerate() {
+        let part = |field: &str| policy[field].as_str().unwrap_or("").to_owned();
+        line(
+            if n == 0 { "policies" } else { "" },
+            format!("{:<6} {:<28} {}", part("action"), part("policy"), part("says")),
+        );
+    }
+    line("kernel", text("kernel"));
+    out
 }
 
 /// Prints flow records, and goes on with `--follow`.

@@ -81,7 +81,7 @@ fn has(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> 
 }
 
 /// `deny`: a part that L4 cannot see counts as met; else the rule cannot match.
-fn rule_matches(question: &Question<'_>, rule: &Rule, deny: bool) -> bool {
+pub(super) fn rule_matches(question: &Question<'_>, rule: &Rule, deny: bool) -> bool {
     let blind = rule.from.iter().any(source_is_blind)
         || rule.to.iter().any(operation_is_blind)
         || rule.when.iter().any(|c| condition(question, &c.test).is_none());

@@ -1,0 +1,217 @@
+//! `culvert explain`: the verdict on a connection that nobody has made, by the same tables as the real ones.
+
+use std::net::{IpAddr, SocketAddr};
+
+use culvert_common::{ANY_IDENTITY, ANY_PORT, Decision, PolicyKey, Reason, UNKNOWN_IDENTITY};
+use serde_json::{Value, json};
+
+use crate::bpf::Kernel;
+use crate::cli::SameNode;
+use crate::identity::SpiffeId;
+use crate::model::{Snapshot, Workload};
+use crate::policy::Applicable;
+use crate::policy::evaluate::Question;
+use crate::policy::explain::{Considered, consider, demands_mtls};
+
+/// What an explanation is made from.
+pub(super) struct Explainer<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) kernel: &'a Kernel,
+    pub(super) same_node: SameNode,
+}
+
+/// Who connects.
+struct Client<'a> {
+    name: String,
+    workload: Option<&'a Workload>,
+    identity: Option<SpiffeId>,
+}
+
+/// Where to.
+struct Server<'a> {
+    name: String,
+    address: SocketAddr,
+    workload: Option<&'a Workload>,
+}
+
+impl<'a> Explainer<'a> {
+    /// One case for each different destination that `to` may lead to.
+    pub(super) fn explain(&self, from: &str, to: &str) -> Result<Vec<Value>, String> {
+        let client = self.client(from)?;
+        let mut cases: Vec<Value> = Vec::new();
+        for server in self.servers(to)? {
+            cases.push(self.case(&client, &server));
+        }
+        Ok(cases)
+    }
+
+    fn client(&self, from: &str) -> Result<Client<'a>, String> {
+        if let Ok(identity) = from.parse::<SpiffeId>() {
+            return Ok(Client { name: from.to_owned(), workload: None, identity: Some(identity) });
+        }
+        let workload = match from.parse::<IpAddr>() {
+            Ok(ip) => self.snapshot.workload_by_ip(ip),
+            Err(_) => Some(self.pod(from).ok_or_else(|| {
+                format!("from: {from:?} is no pod that this node knows (namespace/pod), no address and no SPIFFE id")
+            })?),
+        };
+        let identity = workload.filter(|w| w.enrolled).map(|w| w.identity.clone());
+        Ok(Client { name: workload.map_or_else(|| from.to_owned(), Workload::full_name), workload, identity })
+    }
+
+    fn pod(&self, name: &str) -> Option<&'a Workload> {
+        self.snapshot.mesh.workloads.iter().find(|w| w.full_name() == name)
+    }
+
+    fn servers(&self, to: &str) -> Result<Vec<Server<'a>>, String> {
+        if let Ok(address) = to.parse::<SocketAddr>() {
+            if let Some(service) = self.snapshot.service_by_vip(address.ip()) {
+                return self.endpoints(&service.namespace, &service.name, address.port());
+            }
+            return Ok(vec![self.server(address, String::new())]);
+        }
+        let wrong =
+            || format!("to: {to:?}: write namespace/pod:port, namespace/service:port or address:port");
+        let (name, port) = to.rsplit_once(':').ok_or_else(wrong)?;
+        let port: u16 = port.parse().map_err(|_| wrong())?;
+        let (namespace, short) = name.split_once('/').ok_or_else(wrong)?;
+        match self.pod(name).and_then(|pod| pod.addresses.first()) {
+            Some(ip) => Ok(vec![self.server(SocketAddr::new(*ip, port), String::new())]),
+            None => self.endpoints(namespace, short, port),
+        }
+    }
+
+    fn endpoints(&self, namespace: &str, name: &str, port: u16) -> Result<Vec<Server<'a>>, String> {
+        let services = &self.snapshot.mesh.services;
+        let service = services.iter().find(|s| s.namespace == namespace && s.name == name);
+        let service =
+            service.ok_or_else(|| format!("to: this node knows no pod and no service {namespace}/{name}"))?;
+        let served = service.ports.iter().find(|p| p.port == port);
+        let served =
+            served.ok_or_else(|| format!("to: service {namespace}/{name} has no TCP port {port}"))?;
+        let mut servers: Vec<Server<'a>> = Vec::new();
+        for endpoint in &served.endpoints {
+            let server = self.server(*endpoint, format!(" (for {namespace}/{name}:{port})"));
+            // Once for each pod, not for each of its addresses.
+            if !servers.iter().any(|known| known.name == server.name) {
+                servers.push(server);
+            }
+        }
+        if servers.is_empty() {
+            return Err(format!(
+                "service {namespace}/{name} has no ready endpoint: connections to it are refused"
+            ));
+        }
+        Ok(servers)
+    }
+
+    fn server(&self, address: SocketAddr, for_service: String) -> Server<'a> {
+        let workload = self.snapshot.workload_by_ip(address.ip());
+        let who =
+            workload.map_or_else(|| address.to_string(), |w| format!("{}:{}", w.full_name(), address.port()));
+        Server { name: format!("{who}{for_service}"), address, workload }
+    }
+
+    fn case(&self, client: &Client<'_>, server: &Server<'_>) -> Value {
+        let enrolled = server.workload.filter(|w| w.enrolled);
+        let (decision, considered, mtls, kernel) = match enrolled {
+            Some(workload) => self.judged(client, server, workload),
+            None => (Decision::allow(Reason::OutsideMesh), Vec::new(), String::new(), "not asked".to_owned()),
+        };
+        json!({
+            "from": client.name,
+            "to": server.name,
+            "verdict": if decision.allowed() { "allowed" } else { "refused" },
+            "reason": decision.reason.as_str(),
+            "policy": self.snapshot.policy_name(decision.policy).unwrap_or_default(),
+            "path": self.path(client, server),
+            "source_identity": client.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
+            "destination_identity": enrolled.map(|w| w.identity.to_string()).unwrap_or_default(),
+            "mtls": mtls,
+            "considered": considered,
+            "kernel": kernel,
+        })
+    }
+
+    fn judged(
+        &self,
+        client: &Client<'_>,
+        server: &Server<'_>,
+        workload: &Workload,
+    ) -> (Decision, Vec<Considered>, String, String) {
+        let mesh = &self.snapshot.mesh;
+        let port = server.address.port();
+        let root = &mesh.settings.root_namespace;
+        let question = Question {
+            root_namespace: root,
+            namespace: &workload.namespace,
+            labels: &workload.labels,
+            peer: client.identity.as_ref(),
+            port,
+        };
+        let applicable = Applicable::new(root, &mesh.policies, &mesh.peer_authentications);
+        let policies = applicable.policies(&workload.namespace, &workload.labels);
+        let considered = policies.into_iter().map(|policy| consider(&question, policy)).collect();
+        let mtls = demands_mtls(&applicable.strictness(&workload.namespace, &workload.labels), port);
+        let decision = self.snapshot.decide(server.address.ip(), port, client.identity.as_ref());
+        (decision, considered, mtls, self.kernel_says(client, workload, port))
+    }
+
+    /// The row that the programs find, and what it says.
+    fn kernel_says(&self, client: &Client<'_>, workload: &Workload, port: u16) -> String {
+        let Some(class) = self.snapshot.compiled.class_of.get(&workload.uid) else {
+            return "the workload has no policy class: refused".to_owned();
+        };
+        let identity = match &client.identity {
+            None => UNKNOWN_IDENTITY,
+            Some(id) => match self.snapshot.compiled.identities.get(id) {
+                Some(number) => *number,
+                None => {
+                    return format!(
+                        "class {class}: no rows for this identity; the agent judges it in the tunnel"
+                    );
+                }
+            },
+        };
+        let (key, decision) = self.kernel.maps.deciding_row(*class, identity, port);
+        let verdict = if decision.allowed() { "allows" } else { "refuses" };
+        let policy =
+            self.snapshot.policy_name(decision.policy).map(|name| format!(" [{name}]")).unwrap_or_default();
+        match key {
+            Some(key) => format!(
+                "class {class}, identity {identity}, port {port}: the row {} {verdict}{policy}",
+                row(&key)
+            ),
+            None => format!("class {class}, identity {identity}, port {port}: no row: refuses"),
+        }
+    }
+
+    fn path(&self, client: &Client<'_>, server: &Server<'_>) -> &'static str {
+        let in_mesh = |w: Option<&Workload>| w.is_some_and(|w| w.enrolled);
+        let source = client.workload;
+        if !in_mesh(server.workload) {
+            return "passthrough: the destination is not in the mesh";
+        }
+        if client.identity.is_none() {
+            return "passthrough: the source is not in the mesh";
+        }
+        let same = source.is_some_and(|s| server.workload.is_some_and(|d| s.node == d.node));
+        match (same, self.same_node) {
+            (true, SameNode::Direct) => "direct: same node",
+            (true, SameNode::Tunnel) => "tunnel: same node, --same-node=tunnel",
+            (false, _) => "tunnel: another node",
+        }
+    }
+}
+
+fn row(key: &PolicyKey) -> String {
+    let identity = match key.identity() {
+        ANY_IDENTITY => "any identity".to_owned(),
+        number => format!("identity {number}"),
+    };
+    let port = match key.port() {
+        ANY_PORT => "any port".to_owned(),
+        number => format!("port {number}"),
+    };
+    format!("({identity}, {port})")
+}
