@@ -1,6 +1,7 @@
 //! Typed handles of every map the agent touches, taken once: a missing map fails at start.
 
 use std::cell::Cell;
+use std::hash::Hash;
 use std::io;
 use std::sync::{Mutex, MutexGuard};
 
@@ -30,17 +31,57 @@ pub(super) const MAP_NAMES: [&str; 15] = [
 ];
 
 pub(super) type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
+pub(super) type Mirrored<K, V> = Mutex<Mirror<K, V>>;
+
+/// A map that only the agent writes, with a copy of its content: what has not changed costs no system call.
+pub(super) struct Mirror<K, V> {
+    map: HashMap<MapData, K, V>,
+    known: std::collections::HashMap<K, V>,
+}
+
+impl<K: aya::Pod + Eq + Hash, V: aya::Pod + PartialEq> Mirror<K, V> {
+    /// Reads what an earlier agent left.
+    fn new(map: HashMap<MapData, K, V>) -> Self {
+        let known = map.iter().filter_map(Result::ok).collect();
+        Self { map, known }
+    }
+
+    /// What is in the map.
+    pub(super) fn known(&self) -> &std::collections::HashMap<K, V> {
+        &self.known
+    }
+
+    /// Writes the entry unless it is there already; returns whether it was written.
+    pub(super) fn put(&mut self, key: &K, value: &V) -> Result<bool, MapError> {
+        if self.known.get(key) == Some(value) {
+            return Ok(false);
+        }
+        self.map.insert(key, value, 0)?;
+        self.known.insert(*key, *value);
+        Ok(true)
+    }
+
+    /// Removes the entries that `keep` does not want; returns how many.
+    pub(super) fn prune(&mut self, keep: impl Fn(&K) -> bool) -> Result<usize, MapError> {
+        let gone: Vec<K> = self.known.keys().filter(|key| !keep(key)).copied().collect();
+        for key in &gone {
+            self.map.remove(key)?;
+            self.known.remove(key);
+        }
+        Ok(gone.len())
+    }
+}
 
 /// The maps.
 pub struct Maps {
     config: Array<MapData, Config>,
     pub(super) pods: Table<u64, Pod>,
-    pub(super) workloads: Table<Ip, Workload>,
-    pub(super) services: Table<ServiceKey, Service>,
-    pub(super) backends: Table<BackendKey, Endpoint>,
-    pub(super) policy: Table<PolicyKey, PolicyRow>,
-    pub(super) policy_names: Table<u32, Name>,
-    pub(super) identities: Table<u32, Name>,
+    pub(super) workloads: Mirrored<Ip, Workload>,
+    pub(super) services: Mirrored<ServiceKey, Service>,
+    pub(super) backends: Mirrored<BackendKey, Endpoint>,
+    pub(super) policy: Mirrored<PolicyKey, PolicyRow>,
+    pub(super) policy_names: Mirrored<u32, Name>,
+    pub(super) identities: Mirrored<u32, Name>,
     connections: Table<Tuple, Connection>,
     original_dst: Table<LocalKey, OriginalDst>,
     original_src: Table<LocalKey, Endpoint>,
@@ -62,12 +103,12 @@ impl Maps {
         Ok(Self {
             config: typed(object, "config")?,
             pods: Mutex::new(typed(object, "pods")?),
-            workloads: Mutex::new(typed(object, "workloads")?),
-            services: Mutex::new(typed(object, "services")?),
-            backends: Mutex::new(typed(object, "backends")?),
-            policy: Mutex::new(typed(object, "policy")?),
-            policy_names: Mutex::new(typed(object, "policy_names")?),
-            identities: Mutex::new(typed(object, "identities")?),
+            workloads: Mutex::new(Mirror::new(typed(object, "workloads")?)),
+            services: Mutex::new(Mirror::new(typed(object, "services")?)),
+            backends: Mutex::new(Mirror::new(typed(object, "backends")?)),
+            policy: Mutex::new(Mirror::new(typed(object, "policy")?)),
+            policy_names: Mutex::new(Mirror::new(typed(object, "policy_names")?)),
+            identities: Mutex::new(Mirror::new(typed(object, "identities")?)),
             connections: Mutex::new(typed(object, "connections")?),
             original_dst: Mutex::new(typed(object, "original_dst")?),
             original_src: Mutex::new(typed(object, "original_src")?),
@@ -120,7 +161,7 @@ impl Maps {
 
     /// The row of the kernel's policy table that decides, with its key: what the programs find at this moment.
     pub fn deciding_row(&self, class: u32, identity: u32, port: u16) -> (Option<PolicyKey>, Decision) {
-        let rows = KernelRows { map: lock(&self.policy), found: Cell::new(None) };
+        let rows = KernelRows { mirror: lock(&self.policy), found: Cell::new(None) };
         let decision = decide(&rows, class, identity, port);
         (rows.found.get(), decision)
     }
@@ -132,30 +173,26 @@ impl Maps {
 
     /// The identities that an earlier agent numbered.
     pub fn pinned_identities(&self) -> Vec<(u32, String)> {
-        lock(&self.identities)
-            .iter()
-            .filter_map(Result::ok)
-            .map(|(id, n)| (id, n.as_str().to_owned()))
-            .collect()
+        lock(&self.identities).known.iter().map(|(id, name)| (*id, name.as_str().to_owned())).collect()
     }
 
     /// The policies that an earlier agent numbered.
     pub fn pinned_policies(&self) -> Vec<(u32, String)> {
         lock(&self.policy_names)
+            .known
             .iter()
-            .filter_map(Result::ok)
-            .map(|(id, n)| (id, n.as_str().to_owned()))
+            .map(|(index, name)| (*index, name.as_str().to_owned()))
             .collect()
     }
 
     /// The service ports that an earlier agent numbered.
     pub fn pinned_services(&self) -> Vec<(ServiceKey, u32)> {
-        lock(&self.services).iter().filter_map(Result::ok).map(|(key, service)| (key, service.id)).collect()
+        lock(&self.services).known.iter().map(|(key, service)| (*key, service.id)).collect()
     }
 
     /// The highest policy class in the map, 0 when there is none.
     pub fn highest_class(&self) -> u32 {
-        lock(&self.policy).keys().filter_map(Result::ok).map(|key| key.class()).max().unwrap_or(0)
+        lock(&self.policy).known.keys().map(PolicyKey::class).max().unwrap_or(0)
     }
 
     pub(super) fn take_events(&self) -> Option<RingBuf<MapData>> {
@@ -165,13 +202,13 @@ impl Maps {
 
 /// The kernel's table for [`decide`], remembering the key that was found.
 struct KernelRows<'a> {
-    map: MutexGuard<'a, HashMap<MapData, PolicyKey, PolicyRow>>,
+    mirror: MutexGuard<'a, Mirror<PolicyKey, PolicyRow>>,
     found: Cell<Option<PolicyKey>>,
 }
 
 impl PolicyTable for KernelRows<'_> {
     fn row(&self, key: &PolicyKey) -> Option<PolicyRow> {
-        let row = self.map.get(key, 0).ok()?;
+        let row = self.mirror.map.get(key, 0).ok()?;
         self.found.set(Some(*key));
         Some(row)
     }

@@ -8,8 +8,10 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
 
+use culvert_common::{Service, ServiceKey};
+
 use super::load::lock;
-use super::maps::{Maps, Table};
+use super::maps::{Maps, Mirrored};
 use crate::model::Desired;
 
 /// How many entries a synchronisation wrote and removed.
@@ -25,73 +27,60 @@ impl Maps {
     /// Everything that must be there before workloads and pods may refer to it: names, policy rows, backends.
     pub fn sync_before(&self, desired: &Desired) -> io::Result<SyncStats> {
         let mut stats = SyncStats::default();
-        stats.written += upsert(&self.identities, "identities", copied(&desired.identities))?;
-        stats.written += upsert(&self.policy_names, "policy_names", copied(&desired.policy_names))?;
-        stats.written += upsert(&self.policy, "policy", copied(&desired.policy))?;
-        stats.written += upsert(&self.workloads, "workloads", copied(&desired.workloads))?;
+        stats.written += upsert(&self.identities, "identities", &desired.identities)?;
+        stats.written += upsert(&self.policy_names, "policy_names", &desired.policy_names)?;
+        stats.written += upsert(&self.policy, "policy", &desired.policy)?;
+        stats.written += upsert(&self.workloads, "workloads", &desired.workloads)?;
         self.shrink_services(desired)?;
-        stats.written += upsert(&self.backends, "backends", copied(&desired.backends))?;
-        stats.written += upsert(&self.services, "services", copied(&desired.services))?;
+        stats.written += upsert(&self.backends, "backends", &desired.backends)?;
+        stats.written += upsert(&self.services, "services", &desired.services)?;
         Ok(stats)
     }
 
     /// Removes what nothing refers to any more; after the pods have been pointed at the new state.
     pub fn sync_after(&self, desired: &Desired) -> io::Result<SyncStats> {
-        let removed = prune(&self.services, |k| desired.services.contains_key(k))?
-            + prune(&self.workloads, |k| desired.workloads.contains_key(k))?
-            + prune(&self.backends, |k| desired.backends.contains_key(k))?
-            + prune(&self.policy, |k| desired.policy.contains_key(k))?
-            + prune(&self.identities, |k| desired.identities.contains_key(k))?
-            + prune(&self.policy_names, |k| desired.policy_names.contains_key(k))?;
+        let removed = prune(&self.services, &desired.services)?
+            + prune(&self.workloads, &desired.workloads)?
+            + prune(&self.backends, &desired.backends)?
+            + prune(&self.policy, &desired.policy)?
+            + prune(&self.identities, &desired.identities)?
+            + prune(&self.policy_names, &desired.policy_names)?;
         Ok(SyncStats { written: 0, removed })
     }
 
     /// A service that loses backends must not be seen with more slots than are meant for it.
     fn shrink_services(&self, desired: &Desired) -> io::Result<()> {
-        let mut map = lock(&self.services);
-        for (key, wanted) in &desired.services {
-            if let Ok(current) = map.get(key, 0)
-                && wanted.backends < current.backends
-            {
-                map.insert(key, wanted, 0).map_err(io::Error::other)?;
-            }
+        let mut services = lock(&self.services);
+        let smaller = |(key, wanted): &(&ServiceKey, &Service)| {
+            services.known().get(*key).is_some_and(|current| wanted.backends < current.backends)
+        };
+        let shrinking: Vec<_> = desired.services.iter().filter(smaller).collect();
+        for (key, wanted) in shrinking {
+            services.put(key, wanted).map_err(io::Error::other)?;
         }
         Ok(())
     }
 }
 
-fn copied<K: Copy, V: Copy>(map: &HashMap<K, V>) -> impl Iterator<Item = (K, V)> {
-    map.iter().map(|(k, v)| (*k, *v))
-}
-
 /// Writes what is missing or different.
-fn upsert<K, V>(table: &Table<K, V>, name: &str, wanted: impl Iterator<Item = (K, V)>) -> io::Result<usize>
+fn upsert<K, V>(table: &Mirrored<K, V>, name: &str, wanted: &HashMap<K, V>) -> io::Result<usize>
 where
     K: aya::Pod + Eq + Hash,
     V: aya::Pod + PartialEq,
 {
-    let mut map = lock(table);
-    let current: HashMap<K, V> = map.iter().filter_map(Result::ok).collect();
+    let mut mirror = lock(table);
     let mut written = 0;
     for (key, value) in wanted {
-        if current.get(&key) != Some(&value) {
-            map.insert(key, value, 0)
-                .map_err(|error| io::Error::other(format!("BPF map {name}: cannot write entry: {error}")))?;
-            written += 1;
-        }
+        let fault = |error| io::Error::other(format!("BPF map {name}: cannot write entry: {error}"));
+        written += usize::from(mirror.put(key, value).map_err(fault)?);
     }
     Ok(written)
 }
 
-fn prune<K, V>(table: &Table<K, V>, keep: impl Fn(&K) -> bool) -> io::Result<usize>
+fn prune<K, V>(table: &Mirrored<K, V>, wanted: &HashMap<K, V>) -> io::Result<usize>
 where
     K: aya::Pod + Eq + Hash,
-    V: aya::Pod,
+    V: aya::Pod + PartialEq,
 {
-    let mut map = lock(table);
-    let gone: Vec<K> = map.keys().filter_map(Result::ok).filter(|k| !keep(k)).collect();
-    for key in &gone {
-        map.remove(key).map_err(io::Error::other)?;
-    }
-    Ok(gone.len())
+    lock(table).prune(|key| wanted.contains_key(key)).map_err(io::Error::other)
 }
