@@ -68,14 +68,15 @@ async fn start(args: AgentArgs) -> Result<()> {
         Some(path) => path.clone(),
         None => sys::cgroup2_mount()?,
     };
-    let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
-    let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
-    let certs = CertStore::new(Ca::Embedded(ca));
+    // What the user gave is judged before anything is attached: the kernel's side outlives a failed start.
     anyhow::ensure!(
         args.manifests.is_dir(),
         "--manifests {}: no such folder; it holds Kubernetes YAML",
         args.manifests.display()
     );
+    let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
+    let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
+    let certs = CertStore::new(Ca::Embedded(ca));
     let shutdown = CancellationToken::new();
     let updates = manifests::spawn(args.manifests.clone(), shutdown.clone());
 

@@ -49,7 +49,7 @@ pub use workload::{BackendKey, Config, Name, Pod, Service, ServiceKey, Workload,
 
 /// Version of every layout in this crate. The loader refuses to adopt pinned maps of another version; bump it with
 /// any change of a size, a field or a meaning.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// A peer that proved no identity: plaintext from another node, from an unenrolled pod, from a NodePort.
 pub const UNKNOWN_IDENTITY: u32 = 0;

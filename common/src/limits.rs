@@ -7,18 +7,18 @@ pub const MAX_WORKLOADS: usize = 1 << 18;
 /// Service ports, both families.
 pub const MAX_SERVICES: usize = 1 << 16;
 /// Backends of all service ports.
-pub const MAX_BACKENDS: usize = 1 << 19;
+pub const MAX_BACKENDS: usize = 1 << 18;
 /// Compiled policy rows.
-pub const MAX_POLICY_ROWS: usize = 1 << 20;
+pub const MAX_POLICY_ROWS: usize = 1 << 19;
 /// Policies.
 pub const MAX_POLICIES: usize = 1 << 16;
 /// Identities.
 pub const MAX_IDENTITIES: usize = 1 << 17;
 /// Connections between connect() and accept on this node.
-pub const MAX_ADMITTED: usize = 1 << 16;
+pub const MAX_ADMITTED: usize = 1 << 15;
 /// Open connections into enrolled pods that do not go through the agent.
-pub const MAX_CONNECTIONS: usize = 1 << 17;
+pub const MAX_CONNECTIONS: usize = 1 << 16;
 /// Tunnelled connections that the agent has not picked up yet, or that it is delivering.
-pub const MAX_HANDOVERS: usize = 1 << 16;
+pub const MAX_HANDOVERS: usize = 1 << 14;
 /// Bytes of the event ring buffer.
 pub const EVENT_RING_BYTES: usize = 1 << 22;

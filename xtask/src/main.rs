@@ -3,6 +3,7 @@
 //! One file per verb. `machine` knows what this machine is, `install` and `mounts` get what it lacks, `exec` runs programs
 //! quietly; the verbs are [`ebpf`], [`build`], [`check`], [`lint`], [`test`] and [`lab`].
 
+mod bench;
 mod btf;
 mod build;
 mod check;
@@ -65,6 +66,11 @@ enum Verb {
         #[arg(long)]
         quick: bool,
     },
+    /// Measure, in the release build: figures as a table, and as JSON
+    Bench {
+        #[command(subcommand)]
+        subject: bench::Subject,
+    },
     /// Play with a lab: run FILES… | up FILE | down [NAME] | exec … | list | clean
     #[command(disable_help_flag = true, after_help = "The arguments go to target/debug/culvert-lab.")]
     Lab {
@@ -97,6 +103,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Build { release } => build::run(release)?,
         Verb::Check { fix } => return check::run(fix),
         Verb::FmtCheck => lint::fmt()?,
+        Verb::Bench { subject } => bench::run(subject)?,
         Verb::Lint => lint::run()?,
         Verb::Test { quick } => return test::run(quick),
         Verb::Lab { args } => lab::lab(&args)?,
