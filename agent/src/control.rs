@@ -58,6 +58,19 @@ impl Object {
     }
 }
 
+impl Object {
+    /// Whether the two are equal; without a look inside when they are one and the same.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::AuthorizationPolicy(a), Self::AuthorizationPolicy(b)) => Arc::ptr_eq(a, b) || a == b,
+            (Self::EndpointSlice(a), Self::EndpointSlice(b)) => Arc::ptr_eq(a, b) || a == b,
+            (Self::Pod(a), Self::Pod(b)) => Arc::ptr_eq(a, b) || a == b,
+            (Self::Service(a), Self::Service(b)) => Arc::ptr_eq(a, b) || a == b,
+            _ => self == other,
+        }
+    }
+}
+
 /// The kinds that Culvert uses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[expect(missing_docs, reason = "each variant is the Kubernetes kind of its name")]

@@ -19,7 +19,7 @@ mod file;
 mod folder;
 
 /// A burst of changes is read as one.
-const QUIET: Duration = Duration::from_millis(20);
+const QUIET: Duration = Duration::from_millis(5);
 /// A burst that does not end is read after this.
 const LONGEST_BURST: Duration = Duration::from_millis(200);
 /// How often the folder is looked at without being told to.

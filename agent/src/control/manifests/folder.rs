@@ -91,7 +91,8 @@ impl Folder {
         let mut gone: Vec<_> = gone.cloned().collect();
         gone.sort_unstable();
         updates.extend(gone.into_iter().map(Update::Remove));
-        let changed = objects.iter().filter(|(key, object)| self.objects.get(key) != Some(object));
+        let changed =
+            objects.iter().filter(|(key, object)| !self.objects.get(key).is_some_and(|old| old.same(object)));
         let mut changed: Vec<_> = changed.collect();
         changed.sort_unstable_by_key(|(key, _)| *key);
         updates.extend(changed.into_iter().map(|(_, object)| Update::Upsert(object.clone())));
