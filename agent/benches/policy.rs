@@ -168,12 +168,7 @@ async fn measure(policies: usize, workloads: usize) -> Row {
         same_node_tunnel: false,
     })
     .expect("the programs load");
-    let settings = Settings {
-        node: "n1".to_owned(),
-        trust_domain: "cluster.local".to_owned(),
-        root_namespace: "istio-system".to_owned(),
-        cluster_domain: "cluster.local".to_owned(),
-    };
+    let settings = Settings { node: "n1".to_owned(), ..Settings::default() };
     let interner = Interner::new();
     let mut agent =
         Agent { settings, world: World::default(), interner, kernel, compile: Duration::ZERO, rows: 0 };
@@ -276,7 +271,6 @@ fn connects(scratch: &Scratch, agent: &Agent) -> Duration {
     let cookie = sys::own_netns_cookie().expect("netns cookie");
     let stranger = Pod {
         identity: 15, // no policy names it, so every policy's workload refuses it
-        class: 0,
         ip4: Ip::from(IpAddr::V4(Ipv4Addr::new(10, 63, 255, 254))),
         ip6: Ip::from_words([0; 4]),
         name: cut("bench/pod"),

@@ -22,8 +22,8 @@ use crate::bpf::{EventStream, Kernel, KernelConfig};
 use crate::cli::{AgentArgs, LogFormat, SameNode};
 use crate::control::{Update, manifests};
 use crate::identity::{Ca, CertStore, EmbeddedCa};
-use crate::model::{Mesh, Settings, Snapshot, Workload, World, desired};
-use crate::pods::{Numbers, Pods, Wanted};
+use crate::model::{Settings, Snapshot, Workload, World, desired};
+use crate::pods::{Pods, Wanted};
 use crate::policy::{Compiled, Interner, compile};
 use crate::proxy::{ProxyConfig, Shared};
 use crate::telemetry::flows::FlowLog;
@@ -76,7 +76,7 @@ async fn start(args: AgentArgs) -> Result<()> {
     );
     let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
     let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
-    let certs = CertStore::new(Ca::Embedded(ca));
+    let certs = CertStore::with_aliases(Ca::Embedded(ca), args.trust_domain_aliases.clone());
     let shutdown = CancellationToken::new();
     let updates = manifests::spawn(args.manifests.clone(), shutdown.clone());
 
@@ -152,6 +152,8 @@ fn settings(args: &AgentArgs) -> Settings {
         trust_domain: args.trust_domain.clone(),
         cluster_domain: args.cluster_domain.clone(),
         root_namespace: args.root_namespace.clone(),
+        trust_domain_aliases: args.trust_domain_aliases.clone(),
+        l7_deny: args.l7_deny,
     }
 }
 
@@ -229,14 +231,6 @@ impl Node {
             .filter(|w| w.enrolled && w.node == self.settings.node)
             .map(|w| (w.uid.clone(), wanted(w)))
             .collect();
-        let mut numbers = HashMap::new();
-        for (uid, pod) in &wanted {
-            if let (Some(identity), Some(class)) =
-                (compiled.identities.get(&pod.identity), compiled.class_of.get(uid))
-            {
-                numbers.insert(uid.clone(), Numbers { identity: *identity, class: *class });
-            }
-        }
         self.pods.release(&wanted);
         self.pods.prepare(&wanted).await;
         let desired = desired(&mesh, &compiled, &self.pods.serving(), interner);
@@ -246,7 +240,7 @@ impl Node {
         let snapshot = Arc::new(Snapshot::new(mesh, compiled));
         self.publish.send_replace(snapshot.clone());
         self.proxy.policy_changed();
-        self.pods.enforce(&numbers);
+        self.pods.enforce(&snapshot.compiled.identities);
         self.end_refused(&snapshot);
         if let Err(error) = self.kernel.maps.sync_after(&desired) {
             tracing::error!(%error, "old kernel table entries could not be removed");
@@ -265,9 +259,9 @@ impl Node {
     fn end_refused(&self, snapshot: &Snapshot) {
         let judge = |tuple: &Tuple, identity: u32| {
             let destination: SocketAddr = tuple.destination().into();
-            let workload = snapshot.workload_by_ip(destination.ip());
-            match workload.and_then(|w| snapshot.compiled.class_of.get(&w.uid)) {
-                Some(class) => decide(&*snapshot.compiled, *class, identity, destination.port()),
+            let source = tuple.source().ip();
+            match snapshot.class_at(destination.ip()) {
+                Some(class) => decide(&*snapshot.compiled, class, identity, source, destination.port()),
                 None => Decision::refuse(Reason::UnknownDestination),
             }
         };
@@ -298,12 +292,13 @@ fn adopt(kernel: &Kernel) -> Interner {
         interner.adopt_service(id, key);
     }
     interner.set_class_floor(kernel.maps.highest_class());
+    interner.set_note_floor(kernel.maps.take_pinned_notes());
     interner
 }
 
 /// Before the first word from the control source.
 fn nothing_known(settings: &Settings) -> Snapshot {
-    let mesh: Mesh = World::default().resolve(settings);
+    let mesh = World::default().resolve(settings);
     Snapshot::new(Arc::new(mesh), Arc::new(Compiled::default()))
 }
 

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::policy::L7Deny;
+
 /// Node agent of an ambient service mesh: eBPF decides, HBONE encrypts.
 #[derive(Parser, Debug)]
 #[command(name = "culvert", version, arg_required_else_help = true)]
@@ -77,6 +79,14 @@ pub struct AgentArgs {
     /// SPIFFE trust domain of the mesh
     #[arg(long, default_value = "cluster.local")]
     pub trust_domain: String,
+    /// Other trust domains whose identities count as this mesh's, in policies and certificates (Istio's
+    /// trustDomainAliases)
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',')]
+    pub trust_domain_aliases: Vec<String>,
+    /// What DENY and CUSTOM policies mean when L4 cannot see all of their attributes: `fail-safe` refuses more, `istio` leaves
+    /// such rules without effect, as Istio does
+    #[arg(long, value_enum, default_value_t = L7Deny::FailSafe)]
+    pub l7_deny: L7Deny,
     /// DNS domain of the cluster
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,

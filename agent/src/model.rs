@@ -1,10 +1,11 @@
 //! The mesh as this node knows it: [`World`] holds the objects, [`Mesh`] what they mean together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::control::{Kind, Object, ObjectRef, Report, Update, objects};
-use crate::policy::{AuthorizationPolicy, PeerAuthentication};
+use crate::policy::{AuthorizationPolicy, L7Deny, PeerAuthentication};
 
 mod desired;
 mod resolve;
@@ -28,6 +29,31 @@ pub struct Settings {
     pub root_namespace: String,
     /// Last part of every service's name, `cluster.local` by default.
     pub cluster_domain: String,
+    /// Other names of the trust domain, in policies and in peers' certificates (Istio's `trustDomainAliases`).
+    pub trust_domain_aliases: Vec<String>,
+    /// What DENY means where L4 cannot see everything.
+    pub l7_deny: L7Deny,
+}
+
+impl Default for Settings {
+    /// Istio's defaults, of a node without a name.
+    fn default() -> Self {
+        Self {
+            node: String::new(),
+            trust_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            trust_domain_aliases: Vec::new(),
+            l7_deny: L7Deny::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// The trust domain and its aliases.
+    pub fn trust_domains(&self) -> Vec<String> {
+        std::iter::once(&self.trust_domain).chain(&self.trust_domain_aliases).cloned().collect()
+    }
 }
 
 type Objects<T> = BTreeMap<(String, String), Arc<T>>;
@@ -45,6 +71,8 @@ pub struct World {
     peer_authentications: Objects<PeerAuthentication>,
     report: Report,
     synced: bool,
+    /// What pods, services and their surroundings mean, until one of them changes.
+    topology: Option<(Settings, Topology)>,
 }
 
 impl World {
@@ -63,9 +91,22 @@ impl World {
         &self.report
     }
 
-    /// What the objects mean together.
-    pub fn resolve(&self, settings: &Settings) -> Mesh {
-        resolve::resolve(self, settings)
+    /// What the objects mean together. What has not changed since the last call is shared with its result.
+    pub fn resolve(&mut self, settings: &Settings) -> Mesh {
+        let topology = match self.topology.take() {
+            Some((known, topology)) if known == *settings => topology,
+            _ => resolve::topology(self, settings),
+        };
+        self.topology = Some((settings.clone(), topology.clone()));
+        Mesh {
+            settings: settings.clone(),
+            workloads: topology.workloads,
+            services: topology.services,
+            addresses: topology.addresses,
+            policies: self.policies.values().cloned().collect(),
+            peer_authentications: self.peer_authentications.values().cloned().collect(),
+            report: self.report.clone(),
+        }
     }
 
     fn apply_one(&mut self, update: Update) -> bool {
@@ -82,9 +123,9 @@ impl World {
     }
 
     fn upsert(&mut self, object: Object) -> bool {
-        let ObjectRef { namespace, name, .. } = object.key();
+        let ObjectRef { kind, namespace, name } = object.key();
         let key = (namespace, name);
-        match object {
+        let changed = match object {
             Object::AuthorizationPolicy(o) => put(&mut self.policies, key, o),
             Object::EndpointSlice(o) => put(&mut self.endpoint_slices, key, o),
             Object::Namespace(o) => put(&mut self.namespaces, key, o),
@@ -93,12 +134,20 @@ impl World {
             Object::Pod(o) => put(&mut self.pods, key, o),
             Object::Service(o) => put(&mut self.services, key, o),
             Object::ServiceAccount(o) => put(&mut self.service_accounts, key, o),
+        };
+        self.outdated(kind, changed)
+    }
+
+    fn outdated(&mut self, kind: Kind, changed: bool) -> bool {
+        if changed && !matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication) {
+            self.topology = None;
         }
+        changed
     }
 
     fn remove(&mut self, object: ObjectRef) -> bool {
         let key = (object.namespace, object.name);
-        match object.kind {
+        let gone = match object.kind {
             Kind::AuthorizationPolicy => self.policies.remove(&key).is_some(),
             Kind::EndpointSlice => self.endpoint_slices.remove(&key).is_some(),
             Kind::Namespace => self.namespaces.remove(&key).is_some(),
@@ -107,14 +156,33 @@ impl World {
             Kind::Pod => self.pods.remove(&key).is_some(),
             Kind::Service => self.services.remove(&key).is_some(),
             Kind::ServiceAccount => self.service_accounts.remove(&key).is_some(),
-        }
+        };
+        self.outdated(object.kind, gone)
     }
 }
 
 fn put<T: PartialEq>(objects: &mut Objects<T>, key: (String, String), object: Arc<T>) -> bool {
+    // An equal one leaves the old in its place: what was derived from it stays valid.
     let changed = objects.get(&key).is_none_or(|old| *old != object);
-    objects.insert(key, object);
+    if changed {
+        objects.insert(key, object);
+    }
     changed
+}
+
+/// The part of a [`Mesh`] that policies have no say in.
+#[derive(Clone)]
+struct Topology {
+    workloads: Arc<Vec<Workload>>,
+    services: Arc<Vec<Service>>,
+    addresses: Arc<Addresses>,
+}
+
+/// Who has which address: places in [`Mesh::workloads`] and [`Mesh::services`].
+#[derive(Default, Debug)]
+pub struct Addresses {
+    pub(crate) pods: HashMap<IpAddr, usize>,
+    pub(crate) vips: HashMap<IpAddr, usize>,
 }
 
 /// The resolved picture. Immutable; everything in it is ordered by namespace and name.
@@ -123,9 +191,11 @@ pub struct Mesh {
     /// What it was resolved with.
     pub settings: Settings,
     /// Pods with an address that are not over.
-    pub workloads: Vec<Workload>,
+    pub workloads: Arc<Vec<Workload>>,
     /// Services with a name in the cluster (not ExternalName).
-    pub services: Vec<Service>,
+    pub services: Arc<Vec<Service>>,
+    /// Both by address.
+    pub addresses: Arc<Addresses>,
     /// Every AuthorizationPolicy.
     pub policies: Vec<Arc<AuthorizationPolicy>>,
     /// Every PeerAuthentication.

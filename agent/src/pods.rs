@@ -4,4 +4,4 @@ mod destroy;
 pub mod discovery;
 mod enroll;
 
-pub use enroll::{Numbers, PodState, Pods, Wanted};
+pub use enroll::{PodState, Pods, Wanted};

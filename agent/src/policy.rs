@@ -29,19 +29,21 @@ mod finding;
 mod intern;
 mod lower;
 mod matching;
+mod notes;
 mod parse;
 mod raw;
 mod select;
 mod types;
 
 pub use authn::{MtlsMode, PeerAuthentication, StrictBy, Strictness, strictness};
-pub use compile::{Compiled, compile};
+pub use compile::{Compiled, SourceBlock, compile};
 pub use finding::{Code, Finding};
 pub use intern::Interner;
+pub use notes::{Note, Notes, Tally, Would};
 pub use parse::InvalidField;
 pub(crate) use raw::{RawAuthorizationPolicy, RawPeerAuthentication};
 pub use select::Applicable;
 pub use types::{
-    Action, Attachment, AuthorizationPolicy, Condition, ConditionKey, Operation, Rule, Scope,
+    Action, Attachment, AuthorizationPolicy, Condition, ConditionKey, L7Deny, Operation, Rule, Scope,
     ServiceAccountName, Source, StringMatch,
 };

@@ -33,8 +33,8 @@ pub trait Mesh: Send + Sync + 'static {
     /// `name.namespace.svc.<domain>` of the service with this virtual address, for the `forwarded` header.
     fn service_host(&self, vip: IpAddr) -> Option<String>;
 
-    /// May `peer` connect to `port` of the local pod at `destination`?
-    fn decide(&self, destination: IpAddr, port: u16, peer: &SpiffeId) -> Decision;
+    /// May `peer`, connecting from `client`, have this port of a local pod?
+    fn decide(&self, destination: SocketAddr, client: IpAddr, peer: &SpiffeId) -> Decision;
 
     /// Where the connection from `client` (as accepted on the outbound listener of the namespace with cookie `netns`)
     /// was going. Taken: a second call finds nothing.

@@ -13,6 +13,9 @@ pub struct Ip {
 assert_size!(Ip, 16);
 
 impl Ip {
+    /// `::`.
+    pub const UNSPECIFIED: Self = Self { bytes: [0; 16] };
+
     /// From the four 32-bit words of an IPv6 address as the kernel holds them (network order in memory).
     #[inline(always)]
     pub fn from_words(words: [u32; 4]) -> Self {

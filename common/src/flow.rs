@@ -108,6 +108,8 @@ numbered! {
         BadRequest = 17 => "malformed or misdirected CONNECT request",
         /// The connection does not leave the pod.
         OwnPod = 18 => "connection inside the pod",
+        /// A CUSTOM policy matched: only a waypoint can ask its provider. Closed.
+        NoAuthorizer = 19 => "policy asks an external authorizer, which L4 cannot",
     }
 }
 
@@ -165,8 +167,12 @@ pub struct FlowEvent {
     pub source: u32,
     /// Destination identity.
     pub destination: u32,
+    /// What AUDIT and dry-run policies say beside the verdict; 0: nothing.
+    pub note: u32,
+    /// Zero.
+    pub reserved: u32,
 }
-assert_size!(FlowEvent, 128);
+assert_size!(FlowEvent, 136);
 
 #[cfg(test)]
 mod tests {

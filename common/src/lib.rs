@@ -16,6 +16,8 @@
 //! | `services` | [`ServiceKey`] | [`Service`] | agent | connect |
 //! | `backends` | [`BackendKey`] | [`Endpoint`] | agent | connect |
 //! | `policy` | [`PolicyKey`] | [`PolicyRow`] | agent | connect, admit |
+//! | `sources` | class and block: [`SourceKey`] (LPM) | class | agent | connect, admit |
+//! | `notes` | note | `u64` per CPU: how often | connect, admit | agent |
 //! | `policy_names` | policy index | [`Name`] | agent | the reader |
 //! | `identities` | identity | [`Name`] | agent | the reader |
 //! | `admitted` | [`Tuple`] | [`Admission`] | sockets | admit |
@@ -41,7 +43,9 @@ mod user;
 pub use addr::{Endpoint, Ip, Tuple};
 pub use flow::{Counter, FlowEvent, Hook, Path, Reason, Verdict};
 pub use limits::*;
-pub use policy::{ANY_IDENTITY, ANY_PORT, Decision, PolicyKey, PolicyRow, PolicyTable, decide};
+pub use policy::{
+    ANY_IDENTITY, ANY_PORT, CLASS_BY_SOURCE, Decision, PolicyKey, PolicyRow, PolicyTable, SourceKey, decide,
+};
 pub use socket::{Admission, Connection, LocalKey, OriginalDst, SocketKind, SocketState};
 #[cfg(feature = "user")]
 pub use user::cut;
@@ -49,7 +53,7 @@ pub use workload::{BackendKey, Config, Name, Pod, Service, ServiceKey, Workload,
 
 /// Version of every layout in this crate. The loader refuses to adopt pinned maps of another version; bump it with
 /// any change of a size, a field or a meaning.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// A peer that proved no identity: plaintext from another node, from an unenrolled pod, from a NodePort.
 pub const UNKNOWN_IDENTITY: u32 = 0;

@@ -10,6 +10,10 @@ pub const MAX_SERVICES: usize = 1 << 16;
 pub const MAX_BACKENDS: usize = 1 << 18;
 /// Compiled policy rows.
 pub const MAX_POLICY_ROWS: usize = 1 << 19;
+/// Address blocks of all classes whose policies ask for the client's address.
+pub const MAX_SOURCES: usize = 1 << 18;
+/// Different sets of what AUDIT and dry-run policies say beside a verdict.
+pub const MAX_NOTES: usize = 1 << 16;
 /// Policies.
 pub const MAX_POLICIES: usize = 1 << 16;
 /// Identities.

@@ -23,6 +23,7 @@ plain!(
     Name,
     PolicyKey,
     PolicyRow,
+    SourceKey,
     Admission,
     Connection,
     LocalKey,

@@ -35,8 +35,6 @@ assert_size!(Config, 24);
 pub struct Pod {
     /// Its identity.
     pub identity: u32,
-    /// Its policy class.
-    pub class: u32,
     /// Its IPv4 address, or all zeros.
     pub ip4: Ip,
     /// Its IPv6 address, or all zeros.
@@ -45,9 +43,9 @@ pub struct Pod {
     /// bpftool then prints it as such.
     pub name: [i8; 64],
 }
-assert_size!(Pod, 104);
+assert_size!(Pod, 100);
 
-/// Any pod the mesh knows of, found by its address.
+/// Any pod the mesh knows of, found by its address. The addresses of one pod may differ in class.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Plain, Zeroable)]
 pub struct Workload {

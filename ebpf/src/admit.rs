@@ -4,7 +4,7 @@ use aya_ebpf::programs::SkLookupContext;
 use culvert_common::*;
 
 use crate::ctx;
-use crate::events::{count, emit, now};
+use crate::events::{count, emit, note, now};
 use crate::maps::{ADMITTED, KernelPolicy, WORKLOADS, copied};
 
 /// Whether the SYN may find its listener.
@@ -37,7 +37,10 @@ fn judge(tuple: &Tuple) -> (u32, u32, Decision) {
     const SERVING: u32 = flags::LOCAL | flags::ENROLLED;
     let workload: Option<Workload> = copied!(WORKLOADS, tuple.destination().ip());
     match workload.filter(|w| w.flags & SERVING == SERVING) {
-        Some(w) => (source, w.identity, decide(&KernelPolicy, w.class, source, tuple.destination().port())),
+        Some(w) => {
+            let (client, port) = (tuple.source().ip(), tuple.destination().port());
+            (source, w.identity, decide(&KernelPolicy, w.class, source, client, port))
+        }
         // The hook is in place and the tables do not know the address: closed.
         None => (source, UNKNOWN_IDENTITY, Decision::refuse(Reason::UnknownDestination)),
     }
@@ -45,6 +48,7 @@ fn judge(tuple: &Tuple) -> (u32, u32, Decision) {
 
 #[inline(always)]
 fn report(tuple: Tuple, source: u32, destination: u32, decision: Decision) {
+    note(decision.note);
     count(if decision.allowed() { Counter::Admitted } else { Counter::RefusedAtDestination });
     if source == HOST_IDENTITY || source == OWN_IDENTITY {
         return; // kubelet probes every few seconds, and what the agent reports itself: counted, not told
@@ -65,5 +69,7 @@ fn report(tuple: Tuple, source: u32, destination: u32, decision: Decision) {
         hook: Hook::Admit as u32,
         source,
         destination,
+        note: decision.note,
+        reserved: 0,
     });
 }

@@ -4,7 +4,7 @@ use aya_ebpf::programs::SockAddrContext;
 use culvert_common::*;
 
 use crate::ctx::{self, Family};
-use crate::events::{count, emit, now};
+use crate::events::{count, emit, note, now};
 use crate::maps::{BACKENDS, KernelPolicy, PODS, SERVICES, WORKLOADS, config, copied};
 
 /// What becomes of a connect().
@@ -89,6 +89,8 @@ fn from_pod<F: Family>(
         return Outcome::Untouched;
     }
     let mut flow = FlowEvent {
+        note: 0,
+        reserved: 0,
         time_ns: 0,
         netns,
         bytes_sent: 0,
@@ -123,7 +125,8 @@ fn from_pod<F: Family>(
     if target.port() == HBONE_PORT || target.port() == OUTBOUND_PORT {
         return refuse(&mut flow, Decision::refuse(Reason::MeshPort));
     }
-    let decision = decide(&KernelPolicy, workload.class, pod.identity, target.port());
+    let decision =
+        decide(&KernelPolicy, workload.class, pod.identity, flow.tuple.source().ip(), target.port());
     if !decision.allowed() {
         return refuse(&mut flow, decision);
     }
@@ -188,6 +191,8 @@ fn refuse(flow: &mut FlowEvent, decision: Decision) -> Outcome {
     flow.time_ns = now();
     flow.reason = decision.reason as u32;
     flow.policy = decision.policy;
+    flow.note = decision.note;
+    note(decision.note);
     emit(*flow);
     count(Counter::RefusedAtSource);
     Outcome::Refused

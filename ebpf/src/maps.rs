@@ -1,7 +1,8 @@
 //! Every map in one place. Keys, values, writers and readers: the table at the top of `culvert_common`.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use culvert_common::*;
 
@@ -25,6 +26,12 @@ pub static BACKENDS: HashMap<BackendKey, Endpoint, MAX_BACKENDS, ON_DEMAND> = Ha
 
 #[btf_map(name = "policy")]
 pub static POLICY: HashMap<PolicyKey, PolicyRow, MAX_POLICY_ROWS, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "sources")]
+pub static SOURCES: LpmTrie<SourceKey, u32, MAX_SOURCES> = LpmTrie::new();
+
+#[btf_map(name = "notes")]
+pub static NOTES: PerCpuHashMap<u32, u64, MAX_NOTES, ON_DEMAND> = PerCpuHashMap::new();
 
 #[btf_map(name = "policy_names")]
 pub static POLICY_NAMES: HashMap<u32, Name, MAX_POLICIES, ON_DEMAND> = HashMap::new();
@@ -76,5 +83,10 @@ impl PolicyTable for KernelPolicy {
     #[inline(always)]
     fn row(&self, key: &PolicyKey) -> Option<PolicyRow> {
         copied!(POLICY, key)
+    }
+
+    #[inline(always)]
+    fn class_at(&self, key: &SourceKey) -> Option<u32> {
+        SOURCES.get(&Key::new(SourceKey::BITS, *key)).copied()
     }
 }

@@ -84,6 +84,8 @@ fn flow(state: &SocketState, netns: u64, tuple: Tuple, path: Path, hook: Hook) -
         hook: hook as u32,
         source: state.source,
         destination: state.destination,
+        note: 0, // the destination's verdict tells
+        reserved: 0,
     }
 }
 

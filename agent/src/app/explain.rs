@@ -1,8 +1,10 @@
 //! `culvert explain`: the verdict on a connection that nobody has made, by the same tables as the real ones.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use culvert_common::{ANY_IDENTITY, ANY_PORT, Decision, PolicyKey, Reason, UNKNOWN_IDENTITY};
+use culvert_common::{
+    ANY_IDENTITY, ANY_PORT, CLASS_BY_SOURCE, Decision, PolicyKey, Reason, UNKNOWN_IDENTITY,
+};
 use serde_json::{Value, json};
 
 use crate::bpf::Kernel;
@@ -23,8 +25,22 @@ pub(super) struct Explainer<'a> {
 /// Who connects.
 struct Client<'a> {
     name: String,
+    /// As given; a workload has its own.
+    address: Option<IpAddr>,
     workload: Option<&'a Workload>,
     identity: Option<SpiffeId>,
+}
+
+impl Client<'_> {
+    /// The address that it connects to `destination` from: of the same family when it has one, all zeros when nothing is
+    /// known.
+    fn address_for(&self, destination: IpAddr) -> IpAddr {
+        let own = self.workload.map_or(&[][..], |w| &w.addresses);
+        let same = own.iter().find(|ip| ip.is_ipv4() == destination.is_ipv4());
+        let unknown =
+            if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        self.address.or(same.copied()).or(own.first().copied()).unwrap_or(unknown)
+    }
 }
 
 /// Where to.
@@ -47,16 +63,23 @@ impl<'a> Explainer<'a> {
 
     fn client(&self, from: &str) -> Result<Client<'a>, String> {
         if let Ok(identity) = from.parse::<SpiffeId>() {
-            return Ok(Client { name: from.to_owned(), workload: None, identity: Some(identity) });
+            return Ok(Client {
+                name: from.to_owned(),
+                address: None,
+                workload: None,
+                identity: Some(identity),
+            });
         }
-        let workload = match from.parse::<IpAddr>() {
-            Ok(ip) => self.snapshot.workload_by_ip(ip),
-            Err(_) => Some(self.pod(from).ok_or_else(|| {
+        let address = from.parse::<IpAddr>().ok();
+        let workload = match address {
+            Some(ip) => self.snapshot.workload_by_ip(ip),
+            None => Some(self.pod(from).ok_or_else(|| {
                 format!("from: {from:?} is no pod that this node knows (namespace/pod), no address and no SPIFFE id")
             })?),
         };
         let identity = workload.filter(|w| w.enrolled).map(|w| w.identity.clone());
-        Ok(Client { name: workload.map_or_else(|| from.to_owned(), Workload::full_name), workload, identity })
+        let name = workload.map_or_else(|| from.to_owned(), Workload::full_name);
+        Ok(Client { name, address, workload, identity })
     }
 
     fn pod(&self, name: &str) -> Option<&'a Workload> {
@@ -114,12 +137,14 @@ impl<'a> Explainer<'a> {
 
     fn case(&self, client: &Client<'_>, server: &Server<'_>) -> Value {
         let enrolled = server.workload.filter(|w| w.enrolled);
+        let source = client.address_for(server.address.ip());
         let (decision, considered, mtls, kernel) = match enrolled {
-            Some(workload) => self.judged(client, server, workload),
+            Some(workload) => self.judged(client, source, server, workload),
             None => (Decision::allow(Reason::OutsideMesh), Vec::new(), String::new(), "not asked".to_owned()),
         };
         json!({
             "from": client.name,
+            "source": source,
             "to": server.name,
             "verdict": if decision.allowed() { "allowed" } else { "refused" },
             "reason": decision.reason.as_str(),
@@ -128,6 +153,7 @@ impl<'a> Explainer<'a> {
             "source_identity": client.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
             "destination_identity": enrolled.map(|w| w.identity.to_string()).unwrap_or_default(),
             "mtls": mtls,
+            "note": self.snapshot.compiled.notes.text(decision.note).unwrap_or_default(),
             "considered": considered,
             "kernel": kernel,
         })
@@ -136,6 +162,7 @@ impl<'a> Explainer<'a> {
     fn judged(
         &self,
         client: &Client<'_>,
+        source: IpAddr,
         server: &Server<'_>,
         workload: &Workload,
     ) -> (Decision, Vec<Considered>, String, String) {
@@ -143,23 +170,25 @@ impl<'a> Explainer<'a> {
         let port = server.address.port();
         let root = &mesh.settings.root_namespace;
         let question = Question {
-            root_namespace: root,
+            settings: &mesh.settings,
             namespace: &workload.namespace,
             labels: &workload.labels,
             peer: client.identity.as_ref(),
+            source,
+            destination: server.address.ip(),
             port,
         };
         let applicable = Applicable::new(root, &mesh.policies, &mesh.peer_authentications);
         let policies = applicable.policies(&workload.namespace, &workload.labels);
         let considered = policies.into_iter().map(|policy| consider(&question, policy)).collect();
         let mtls = demands_mtls(&applicable.strictness(&workload.namespace, &workload.labels), port);
-        let decision = self.snapshot.decide(server.address.ip(), port, client.identity.as_ref());
-        (decision, considered, mtls, self.kernel_says(client, workload, port))
+        let decision = self.snapshot.decide(server.address, source, client.identity.as_ref());
+        (decision, considered, mtls, self.kernel_says(client, source, server.address))
     }
 
     /// The row that the programs find, and what it says.
-    fn kernel_says(&self, client: &Client<'_>, workload: &Workload, port: u16) -> String {
-        let Some(class) = self.snapshot.compiled.class_of.get(&workload.uid) else {
+    fn kernel_says(&self, client: &Client<'_>, source: IpAddr, server: SocketAddr) -> String {
+        let Some(class) = self.snapshot.class_at(server.ip()) else {
             return "the workload has no policy class: refused".to_owned();
         };
         let identity = match &client.identity {
@@ -173,7 +202,14 @@ impl<'a> Explainer<'a> {
                 }
             },
         };
-        let (key, decision) = self.kernel.maps.deciding_row(*class, identity, port);
+        let port = server.port();
+        let (key, decision) = self.kernel.maps.deciding_row(class, identity, source, port);
+        let class = match key {
+            Some(key) if key.class() != class => {
+                format!("{} (by the client's address, of class {})", key.class(), class & !CLASS_BY_SOURCE)
+            }
+            _ => (class & !CLASS_BY_SOURCE).to_string(),
+        };
         let verdict = if decision.allowed() { "allows" } else { "refuses" };
         let policy =
             self.snapshot.policy_name(decision.policy).map(|name| format!(" [{name}]")).unwrap_or_default();

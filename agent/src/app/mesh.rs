@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::model::{Snapshot, Workload};
-use crate::proxy::{Mesh, Stage, TunnelFlow};
+use crate::proxy::{Mesh, Side, Stage, TunnelFlow};
 use crate::telemetry::flows::{FlowLog, Names};
 
 /// The mesh for the proxy.
@@ -46,8 +46,8 @@ impl Mesh for MeshView {
         self.snapshot().service_by_vip(vip).map(|s| s.hostname.clone())
     }
 
-    fn decide(&self, destination: IpAddr, port: u16, peer: &SpiffeId) -> Decision {
-        self.snapshot().decide(destination, port, Some(peer))
+    fn decide(&self, destination: SocketAddr, client: IpAddr, peer: &SpiffeId) -> Decision {
+        self.snapshot().decide(destination, client, Some(peer))
     }
 
     fn take_original_dst(&self, netns: u64, client: SocketAddr) -> io::Result<Option<OriginalDst>> {
@@ -66,6 +66,9 @@ impl Mesh for MeshView {
 
     fn report(&self, flow: TunnelFlow) {
         let refused = flow.stage == Stage::Refused;
+        if flow.side == Side::Destination && matches!(flow.stage, Stage::Opened | Stage::Refused) {
+            self.snapshot().compiled.notes.count(flow.decision.note);
+        }
         let seq = self.flows.tunnel(flow);
         if refused {
             log_refusal(&self.flows, seq, &*self.snapshot());
@@ -92,6 +95,8 @@ pub(super) fn ended(tuple: Tuple, connection: Connection, decision: Decision) ->
         hook: Hook::Destroy as u32,
         source: connection.identity,
         destination: UNKNOWN_IDENTITY,
+        note: decision.note,
+        reserved: 0,
     }
 }
 
@@ -120,5 +125,9 @@ impl Names for Snapshot {
 
     fn policy(&self, index: u32) -> Option<String> {
         self.policy_name(index).map(str::to_owned)
+    }
+
+    fn note(&self, id: u32) -> Option<String> {
+        self.compiled.notes.text(id)
     }
 }

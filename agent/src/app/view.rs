@@ -59,6 +59,7 @@ impl View for Published {
             open_tunnels: figure(&counters.outbound_open) + figure(&counters.inbound_open),
             enrolled_pods: count("enrolled"),
             pending_pods: count("pending"),
+            policies: self.snapshots.borrow().compiled.notes.tallies(|id| self.kernel.maps.note_count(id)),
         };
         metrics.render()
     }
@@ -111,6 +112,7 @@ impl View for Published {
             "source": state.source,
             "programs": verifier,
             "policy_rows": snapshot.compiled.rows.len(),
+            "source_blocks": snapshot.compiled.sources.len(),
         });
         format!("{dump:#}\n")
     }

@@ -1,24 +1,30 @@
 //! Typed handles of every map the agent touches, taken once: a missing map fails at start.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::hash::Hash;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use culvert_common::*;
 
 use super::load::{KernelError, lock};
+use crate::policy::SourceBlock;
 
 /// Every pinned map. `socket_state` belongs to its sockets, but is pinned for the reader of a dump.
-pub(super) const MAP_NAMES: [&str; 15] = [
+pub(super) const MAP_NAMES: [&str; 17] = [
     "config",
     "pods",
     "workloads",
     "services",
     "backends",
     "policy",
+    "sources",
+    "notes",
     "policy_names",
     "identities",
     "admitted",
@@ -31,18 +37,54 @@ pub(super) const MAP_NAMES: [&str; 15] = [
 ];
 
 pub(super) type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
-pub(super) type Mirrored<K, V> = Mutex<Mirror<K, V>>;
+pub(super) type Mirrored<K, V> = Mutex<Mirror<HashMap<MapData, K, V>, K, V>>;
+
+/// What a [`Mirror`] needs of a map.
+pub(super) trait Store<K, V> {
+    fn all(&self) -> std::collections::HashMap<K, V>;
+    fn write(&mut self, key: &K, value: &V) -> Result<(), MapError>;
+    fn erase(&mut self, key: &K) -> Result<(), MapError>;
+}
+
+impl<K: aya::Pod + Eq + Hash, V: aya::Pod> Store<K, V> for HashMap<MapData, K, V> {
+    fn all(&self) -> std::collections::HashMap<K, V> {
+        self.iter().filter_map(Result::ok).collect()
+    }
+
+    fn write(&mut self, key: &K, value: &V) -> Result<(), MapError> {
+        self.insert(key, value, 0)
+    }
+
+    fn erase(&mut self, key: &K) -> Result<(), MapError> {
+        self.remove(key)
+    }
+}
+
+impl Store<SourceBlock, u32> for LpmTrie<MapData, SourceKey, u32> {
+    fn all(&self) -> std::collections::HashMap<SourceBlock, u32> {
+        let found = self.iter().filter_map(Result::ok);
+        found.map(|(key, class)| ((key.data(), key.prefix_len()), class)).collect()
+    }
+
+    fn write(&mut self, (key, bits): &SourceBlock, class: &u32) -> Result<(), MapError> {
+        self.insert(&Key::new(*bits, *key), class, 0)
+    }
+
+    fn erase(&mut self, (key, bits): &SourceBlock) -> Result<(), MapError> {
+        self.remove(&Key::new(*bits, *key))
+    }
+}
 
 /// A map that only the agent writes, with a copy of its content: what has not changed costs no system call.
-pub(super) struct Mirror<K, V> {
-    map: HashMap<MapData, K, V>,
+pub(super) struct Mirror<M, K, V> {
+    map: M,
     known: std::collections::HashMap<K, V>,
 }
 
-impl<K: aya::Pod + Eq + Hash, V: aya::Pod + PartialEq> Mirror<K, V> {
+impl<M: Store<K, V>, K: Copy + Eq + Hash, V: Copy + PartialEq> Mirror<M, K, V> {
     /// Reads what an earlier agent left.
-    fn new(map: HashMap<MapData, K, V>) -> Self {
-        let known = map.iter().filter_map(Result::ok).collect();
+    fn new(map: M) -> Self {
+        let known = map.all();
         Self { map, known }
     }
 
@@ -56,7 +98,7 @@ impl<K: aya::Pod + Eq + Hash, V: aya::Pod + PartialEq> Mirror<K, V> {
         if self.known.get(key) == Some(value) {
             return Ok(false);
         }
-        self.map.insert(key, value, 0)?;
+        self.map.write(key, value)?;
         self.known.insert(*key, *value);
         Ok(true)
     }
@@ -65,7 +107,7 @@ impl<K: aya::Pod + Eq + Hash, V: aya::Pod + PartialEq> Mirror<K, V> {
     pub(super) fn prune(&mut self, keep: impl Fn(&K) -> bool) -> Result<usize, MapError> {
         let gone: Vec<K> = self.known.keys().filter(|key| !keep(key)).copied().collect();
         for key in &gone {
-            self.map.remove(key)?;
+            self.map.erase(key)?;
             self.known.remove(key);
         }
         Ok(gone.len())
@@ -80,6 +122,8 @@ pub struct Maps {
     pub(super) services: Mirrored<ServiceKey, Service>,
     pub(super) backends: Mirrored<BackendKey, Endpoint>,
     pub(super) policy: Mirrored<PolicyKey, PolicyRow>,
+    pub(super) sources: Mutex<SourcesMirror>,
+    notes: Mutex<PerCpuHashMap<MapData, u32, u64>>,
     pub(super) policy_names: Mirrored<u32, Name>,
     pub(super) identities: Mirrored<u32, Name>,
     connections: Table<Tuple, Connection>,
@@ -107,6 +151,8 @@ impl Maps {
             services: Mutex::new(Mirror::new(typed(object, "services")?)),
             backends: Mutex::new(Mirror::new(typed(object, "backends")?)),
             policy: Mutex::new(Mirror::new(typed(object, "policy")?)),
+            sources: Mutex::new(Mirror::new(typed(object, "sources")?)),
+            notes: Mutex::new(typed(object, "notes")?),
             policy_names: Mutex::new(Mirror::new(typed(object, "policy_names")?)),
             identities: Mutex::new(Mirror::new(typed(object, "identities")?)),
             connections: Mutex::new(typed(object, "connections")?),
@@ -160,10 +206,49 @@ impl Maps {
     }
 
     /// The row of the kernel's policy table that decides, with its key: what the programs find at this moment.
-    pub fn deciding_row(&self, class: u32, identity: u32, port: u16) -> (Option<PolicyKey>, Decision) {
-        let rows = KernelRows { mirror: lock(&self.policy), found: Cell::new(None) };
-        let decision = decide(&rows, class, identity, port);
+    pub fn deciding_row(
+        &self,
+        class: u32,
+        identity: u32,
+        source: IpAddr,
+        port: u16,
+    ) -> (Option<PolicyKey>, Decision) {
+        let rows =
+            KernelRows { policy: lock(&self.policy), sources: lock(&self.sources), found: Cell::new(None) };
+        let decision = decide(&rows, class, identity, source.into(), port);
         (rows.found.get(), decision)
+    }
+
+    /// Makes room for the counts of notes that the rows to come refer to.
+    pub(super) fn add_notes(&self, notes: &[u32]) -> Result<(), MapError> {
+        let mut map = lock(&self.notes);
+        let known: HashSet<u32> = map.keys().filter_map(Result::ok).collect();
+        let zero = || -> Result<PerCpuValues<u64>, MapError> {
+            let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+            Ok(PerCpuValues::try_from(vec![0; cpus])?)
+        };
+        for note in notes.iter().filter(|note| !known.contains(note)) {
+            map.insert(note, zero()?, 0)?;
+        }
+        Ok(())
+    }
+
+    /// How often the programs met a note.
+    pub fn note_count(&self, note: u32) -> u64 {
+        lock(&self.notes).get(&note, 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// The highest note that an earlier agent numbered, 0 when there is none. Its counts are not ours: they go.
+    pub fn take_pinned_notes(&self) -> u32 {
+        let mut map = lock(&self.notes);
+        let old: Vec<u32> = map.keys().filter_map(Result::ok).collect();
+        for note in &old {
+            // One that stays costs a few bytes and is never referred to again.
+            let _ = map.remove(note);
+        }
+        let rows = lock(&self.policy);
+        let in_rows = rows.known.values().map(|row| row.decision().note);
+        old.into_iter().chain(in_rows).max().unwrap_or(0)
     }
 
     /// One counter, summed over the CPUs.
@@ -190,9 +275,13 @@ impl Maps {
         lock(&self.services).known.iter().map(|(key, service)| (*key, service.id)).collect()
     }
 
-    /// The highest policy class in the map, 0 when there is none.
+    /// The highest policy class in the maps, without [`CLASS_BY_SOURCE`]; 0 when there is none.
     pub fn highest_class(&self) -> u32 {
-        lock(&self.policy).known.keys().map(PolicyKey::class).max().unwrap_or(0)
+        let (rows, blocks, workloads) = (lock(&self.policy), lock(&self.sources), lock(&self.workloads));
+        let classes = rows.known.keys().map(PolicyKey::class);
+        let blocks = blocks.known.keys().map(|(key, _)| key.class());
+        let classes = classes.chain(blocks).chain(workloads.known.values().map(|w| w.class));
+        classes.map(|class| class & !CLASS_BY_SOURCE).max().unwrap_or(0)
     }
 
     pub(super) fn take_events(&self) -> Option<RingBuf<MapData>> {
@@ -200,17 +289,25 @@ impl Maps {
     }
 }
 
-/// The kernel's table for [`decide`], remembering the key that was found.
+type PolicyMirror = Mirror<HashMap<MapData, PolicyKey, PolicyRow>, PolicyKey, PolicyRow>;
+type SourcesMirror = Mirror<LpmTrie<MapData, SourceKey, u32>, SourceBlock, u32>;
+
+/// The kernel's tables for [`decide`], remembering the key that was found.
 struct KernelRows<'a> {
-    mirror: MutexGuard<'a, Mirror<PolicyKey, PolicyRow>>,
+    policy: MutexGuard<'a, PolicyMirror>,
+    sources: MutexGuard<'a, SourcesMirror>,
     found: Cell<Option<PolicyKey>>,
 }
 
 impl PolicyTable for KernelRows<'_> {
     fn row(&self, key: &PolicyKey) -> Option<PolicyRow> {
-        let row = self.mirror.map.get(key, 0).ok()?;
+        let row = self.policy.map.get(key, 0).ok()?;
         self.found.set(Some(*key));
         Some(row)
+    }
+
+    fn class_at(&self, key: &SourceKey) -> Option<u32> {
+        self.sources.map.get(&Key::new(SourceKey::BITS, *key), 0).ok()
     }
 }
 

@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
+use std::sync::Mutex;
 
 use culvert_common::{Service, ServiceKey};
 
 use super::load::lock;
-use super::maps::{Maps, Mirrored};
+use super::maps::{Maps, Mirror, Store};
 use crate::model::Desired;
 
 /// How many entries a synchronisation wrote and removed.
@@ -29,7 +30,10 @@ impl Maps {
         let mut stats = SyncStats::default();
         stats.written += upsert(&self.identities, "identities", &desired.identities)?;
         stats.written += upsert(&self.policy_names, "policy_names", &desired.policy_names)?;
+        self.add_notes(&desired.notes)
+            .map_err(|error| io::Error::other(format!("BPF map notes: cannot write entry: {error}")))?;
         stats.written += upsert(&self.policy, "policy", &desired.policy)?;
+        stats.written += upsert(&self.sources, "sources", &desired.sources)?;
         stats.written += upsert(&self.workloads, "workloads", &desired.workloads)?;
         self.shrink_services(desired)?;
         stats.written += upsert(&self.backends, "backends", &desired.backends)?;
@@ -42,6 +46,7 @@ impl Maps {
         let removed = prune(&self.services, &desired.services)?
             + prune(&self.workloads, &desired.workloads)?
             + prune(&self.backends, &desired.backends)?
+            + prune(&self.sources, &desired.sources)?
             + prune(&self.policy, &desired.policy)?
             + prune(&self.identities, &desired.identities)?
             + prune(&self.policy_names, &desired.policy_names)?;
@@ -63,10 +68,11 @@ impl Maps {
 }
 
 /// Writes what is missing or different.
-fn upsert<K, V>(table: &Mirrored<K, V>, name: &str, wanted: &HashMap<K, V>) -> io::Result<usize>
+fn upsert<M, K, V>(table: &Mutex<Mirror<M, K, V>>, name: &str, wanted: &HashMap<K, V>) -> io::Result<usize>
 where
-    K: aya::Pod + Eq + Hash,
-    V: aya::Pod + PartialEq,
+    M: Store<K, V>,
+    K: Copy + Eq + Hash,
+    V: Copy + PartialEq,
 {
     let mut mirror = lock(table);
     let mut written = 0;
@@ -77,10 +83,11 @@ where
     Ok(written)
 }
 
-fn prune<K, V>(table: &Mirrored<K, V>, wanted: &HashMap<K, V>) -> io::Result<usize>
+fn prune<M, K, V>(table: &Mutex<Mirror<M, K, V>>, wanted: &HashMap<K, V>) -> io::Result<usize>
 where
-    K: aya::Pod + Eq + Hash,
-    V: aya::Pod + PartialEq,
+    M: Store<K, V>,
+    K: Copy + Eq + Hash,
+    V: Copy + PartialEq,
 {
     lock(table).prune(|key| wanted.contains_key(key)).map_err(io::Error::other)
 }

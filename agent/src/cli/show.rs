@@ -103,6 +103,9 @@ fn told(case: &Value) -> String {
     let mut out = format!("{} -> {}\n", text("from"), text("to"));
     let mut line = |label: &str, value: String| out.push_str(&format!("  {label:<10} {value}\n"));
     line("verdict", format!("{}: {}{by}", text("verdict").to_uppercase(), text("reason")));
+    if !text("note").is_empty() {
+        line("noted", text("note"));
+    }
     line("path", text("path"));
     line(
         "identities",
@@ -187,7 +190,7 @@ fn line(record: &Value) -> String {
         line.push_str(&format!(" for {service}"));
     }
     line.push_str(&format!("  {} at {}", text(&record["reason"]), text(&record["side"])));
-    for (field, open, close) in [("policy", " [", "]"), ("error", ": ", "")] {
+    for (field, open, close) in [("policy", " [", "]"), ("note", " (", ")"), ("error", ": ", "")] {
         if let Some(value) = record[field].as_str().filter(|s| !s.is_empty()) {
             line.push_str(&format!("{open}{value}{close}"));
         }

@@ -76,6 +76,7 @@ pub struct CertStore {
 
 struct Inner {
     ca: Arc<Ca>,
+    aliases: Arc<[String]>,
     entries: Mutex<HashMap<SpiffeId, Entry>>,
     /// Ends every rotation when the last clone goes.
     stop: CancellationToken,
@@ -104,9 +105,20 @@ pub struct CertLease {
 impl CertStore {
     /// A store that asks `ca`. Lives in a tokio runtime: [`CertStore::get`] and [`CertStore::lease`] spawn tasks.
     pub fn new(ca: Ca) -> Self {
+        Self::with_aliases(ca, Vec::new())
+    }
+
+    /// A store whose certificates also let in clients from these trust domains.
+    pub fn with_aliases(ca: Ca, aliases: Vec<String>) -> Self {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
-        let inner = Inner { ca: Arc::new(ca), entries: Mutex::default(), stop, _stop_on_drop: guard };
+        let inner = Inner {
+            ca: Arc::new(ca),
+            aliases: aliases.into(),
+            entries: Mutex::default(),
+            stop,
+            _stop_on_drop: guard,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -171,6 +183,7 @@ impl CertStore {
             let stop = self.inner.stop.child_token();
             let rotation = Rotation {
                 ca: self.inner.ca.clone(),
+                aliases: self.inner.aliases.clone(),
                 store: Arc::downgrade(&self.inner),
                 identity: identity.clone(),
                 sender,
@@ -201,6 +214,7 @@ impl Drop for CertLease {
 /// The task behind one identity.
 struct Rotation {
     ca: Arc<Ca>,
+    aliases: Arc<[String]>,
     store: std::sync::Weak<Inner>,
     identity: SpiffeId,
     sender: watch::Sender<State>,
@@ -242,7 +256,7 @@ impl Rotation {
             .sign(&self.identity, &key)
             .await
             .map_err(|source| CertError::Ca { identity: identity(), source: Arc::new(source) })?;
-        WorkloadCert::new(identity(), &key, signed)
+        WorkloadCert::new(identity(), &key, signed, &self.aliases)
             .map_err(|source| CertError::Tls { identity: identity(), source })
     }
 

@@ -41,8 +41,14 @@ impl fmt::Debug for WorkloadCert {
 }
 
 impl WorkloadCert {
-    /// Makes the TLS settings for `identity` from its key and what a CA signed.
-    pub fn new(identity: SpiffeId, key: &KeyPair, signed: SignedChain) -> Result<Self, rustls::Error> {
+    /// Makes the TLS settings for `identity` from its key and what a CA signed. Clients may come from its trust domain and
+    /// from those of `aliases`.
+    pub fn new(
+        identity: SpiffeId,
+        key: &KeyPair,
+        signed: SignedChain,
+        aliases: &[String],
+    ) -> Result<Self, rustls::Error> {
         let provider = provider();
         let mut roots = RootCertStore::empty();
         for root in signed.roots {
@@ -55,7 +61,8 @@ impl WorkloadCert {
         let key = provider.key_provider.load_private_key(key)?;
         let resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::new(signed.chain, key)));
 
-        let clients = ClientVerifier::new(roots.clone(), provider.clone(), identity.trust_domain())?;
+        let domains = std::iter::once(identity.trust_domain()).chain(aliases.iter().map(String::as_str));
+        let clients = ClientVerifier::new(roots.clone(), provider.clone(), domains)?;
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(Arc::new(clients))

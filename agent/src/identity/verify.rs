@@ -161,23 +161,23 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Verifies a client: chain to the roots, then the trust domain of its first SPIFFE id is ours.
+/// Verifies a client: chain to the roots, then the trust domain of its first SPIFFE id is one of ours.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
-    trust_domain: String,
+    trust_domains: Vec<String>,
 }
 
 impl ClientVerifier {
-    pub(super) fn new(
+    pub(super) fn new<'a>(
         roots: Arc<RootCertStore>,
         provider: Arc<CryptoProvider>,
-        trust_domain: &str,
+        trust_domains: impl Iterator<Item = &'a str>,
     ) -> Result<Self, Error> {
         let chain = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider)
             .build()
             .map_err(|error| Error::General(error.to_string()))?;
-        Ok(Self { chain, trust_domain: trust_domain.to_owned() })
+        Ok(Self { chain, trust_domains: trust_domains.map(str::to_owned).collect() })
     }
 }
 
@@ -194,8 +194,10 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         match spiffe_ids(end_entity).map_err(PeerError::into_tls)?.into_iter().next() {
-            Some(id) if id.trust_domain() == self.trust_domain => Ok(verified),
-            Some(got) => Err(PeerError::TrustDomain { expected: self.trust_domain.clone(), got }.into_tls()),
+            Some(id) if self.trust_domains.iter().any(|ours| ours == id.trust_domain()) => Ok(verified),
+            Some(got) => {
+                Err(PeerError::TrustDomain { expected: self.trust_domains.join(" or "), got }.into_tls())
+            }
             None => Err(PeerError::NoIdentity("none".to_owned()).into_tls()),
         }
     }

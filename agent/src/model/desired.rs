@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use culvert_common::{
     BackendKey, Endpoint, Ip, Name, PolicyKey, PolicyRow, Service, ServiceKey, Workload, flags,
 };
 
 use super::Mesh;
-use crate::policy::{Compiled, Interner};
+use crate::policy::{Compiled, Interner, SourceBlock};
 
 /// The content of every map that the model decides. Compared with what is there, it says what to write.
 #[derive(Clone, Default, PartialEq)]
@@ -17,7 +18,9 @@ pub struct Desired {
     pub workloads: HashMap<Ip, Workload>,
     pub services: HashMap<ServiceKey, Service>,
     pub backends: HashMap<BackendKey, Endpoint>,
-    pub policy: HashMap<PolicyKey, PolicyRow>,
+    pub policy: Arc<HashMap<PolicyKey, PolicyRow>>,
+    pub sources: Arc<HashMap<SourceBlock, u32>>,
+    pub notes: Vec<u32>,
     pub identities: HashMap<u32, Name>,
     pub policy_names: HashMap<u32, Name>,
 }
@@ -32,6 +35,8 @@ pub fn desired(
 ) -> Desired {
     let mut maps = Desired {
         policy: compiled.rows.clone(),
+        sources: compiled.sources.clone(),
+        notes: compiled.notes.ids(),
         identities: compiled.identities.iter().map(|(id, n)| (*n, id.to_string().as_str().into())).collect(),
         policy_names: compiled.policy_names.iter().map(|(text, n)| (*n, text.as_str().into())).collect(),
         ..Desired::default()
@@ -42,36 +47,26 @@ pub fn desired(
 }
 
 fn add_workloads(maps: &mut Desired, mesh: &Mesh, compiled: &Compiled, serving: &HashSet<String>) {
-    for (ip, workload) in super::snapshot::by_address(mesh) {
-        maps.workloads.insert(ip.into(), entry(workload, mesh, compiled, serving));
-    }
-}
-
-fn entry(
-    workload: &super::Workload,
-    mesh: &Mesh,
-    compiled: &Compiled,
-    serving: &HashSet<String>,
-) -> Workload {
-    let local = workload.node == mesh.settings.node;
-    let outside = Workload { identity: 0, class: 0, flags: 0 };
-    if !workload.enrolled || (local && !serving.contains(&workload.uid)) {
-        return outside;
-    }
-    let identity = compiled.identities.get(&workload.identity);
-    let class = compiled.class_of.get(&workload.uid);
-    match (identity, class) {
-        (Some(identity), Some(class)) => Workload {
-            identity: *identity,
-            class: *class,
-            flags: flags::ENROLLED | if local { flags::LOCAL } else { 0 },
-        },
-        _ => outside,
+    maps.workloads.reserve(mesh.addresses.pods.len());
+    for (ip, n) in &mesh.addresses.pods {
+        let Some(workload) = mesh.workloads.get(*n) else { continue };
+        let local = workload.node == mesh.settings.node;
+        let hooked = !local || serving.contains(&workload.uid);
+        let identity = compiled.identities.get(&workload.identity);
+        let entry = match (identity, compiled.class_of(*n, *ip)) {
+            (Some(identity), Some(class)) if workload.enrolled && hooked => Workload {
+                identity: *identity,
+                class,
+                flags: flags::ENROLLED | if local { flags::LOCAL } else { 0 },
+            },
+            _ => Workload { identity: 0, class: 0, flags: 0 },
+        };
+        maps.workloads.insert((*ip).into(), entry);
     }
 }
 
 fn add_services(maps: &mut Desired, mesh: &Mesh, interner: &mut Interner) {
-    for service in &mesh.services {
+    for service in mesh.services.iter() {
         for (vip, port) in service.vips.iter().flat_map(|vip| service.ports.iter().map(move |p| (vip, p))) {
             let key = ServiceKey { vip: Endpoint::new((*vip).into(), port.port) };
             if maps.services.contains_key(&key) {

@@ -1,24 +1,45 @@
 //! From objects to what they mean together.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::{Mesh, Service, Settings, Workload, World, workload};
+use super::{Addresses, Service, Settings, Topology, Workload, World, workload};
 use crate::control::objects::{EndpointSlice, ServiceType};
 use crate::identity::SpiffeId;
 
 const SLICE_LABEL: &str = "kubernetes.io/service-name";
 
-pub(super) fn resolve(world: &World, settings: &Settings) -> Mesh {
+pub(super) fn topology(world: &World, settings: &Settings) -> Topology {
     let mut workloads = workloads(world, settings);
     let services = services(world, settings, &mut workloads);
-    Mesh {
-        settings: settings.clone(),
-        workloads,
-        services,
-        policies: world.policies.values().cloned().collect(),
-        peer_authentications: world.peer_authentications.values().cloned().collect(),
-        report: world.report.clone(),
+    let addresses = Addresses { pods: by_address(&workloads), vips: by_vip(&services) };
+    Topology { workloads: Arc::new(workloads), services: Arc::new(services), addresses: Arc::new(addresses) }
+}
+
+/// While a pod ends its successor may have its address already: the one that stays wins. Pods in the node's network
+/// namespace have no address of their own.
+fn by_address(workloads: &[Workload]) -> HashMap<IpAddr, usize> {
+    let mut index: HashMap<IpAddr, usize> = HashMap::with_capacity(workloads.len());
+    for (n, workload) in workloads.iter().enumerate().filter(|(_, w)| !w.host_network) {
+        for ip in &workload.addresses {
+            let taken = index.get(ip).and_then(|old| workloads.get(*old));
+            if taken.is_none_or(|old| old.terminating && !workload.terminating) {
+                index.insert(*ip, n);
+            }
+        }
     }
+    index
+}
+
+fn by_vip(services: &[Service]) -> HashMap<IpAddr, usize> {
+    let mut index = HashMap::with_capacity(services.len());
+    for (n, service) in services.iter().enumerate() {
+        for vip in &service.vips {
+            index.entry(*vip).or_insert(n);
+        }
+    }
+    index
 }
 
 fn workloads(world: &World, settings: &Settings) -> Vec<Workload> {

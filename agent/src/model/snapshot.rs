@@ -1,8 +1,8 @@
 //! The mesh for readers: lookups by address, and the rows that the CLI shows.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 
 use culvert_common::{Decision, Reason};
 use serde::Serialize;
@@ -11,62 +11,63 @@ use super::{Mesh, Service, Workload};
 use crate::identity::SpiffeId;
 use crate::policy::{Action, Compiled, Finding, Scope};
 
-/// One consistent picture: the mesh, its compiled policies, and indexes over both. Cheap to share, never changed.
+/// One consistent picture: the mesh and its compiled policies. Cheap to share, never changed.
 pub struct Snapshot {
     /// The resolved objects.
     pub mesh: Arc<Mesh>,
     /// The compiled policies.
     pub compiled: Arc<Compiled>,
-    by_ip: HashMap<IpAddr, usize>,
-    by_vip: HashMap<IpAddr, usize>,
+    names: OnceLock<Names>,
+}
+
+/// What the numbers stand for; made when somebody asks.
+struct Names {
     identities: HashMap<u32, String>,
     policies: HashMap<u32, String>,
 }
 
 impl Snapshot {
-    /// Indexes a mesh and what was compiled from it.
+    /// A mesh and what was compiled from it.
     pub fn new(mesh: Arc<Mesh>, compiled: Arc<Compiled>) -> Self {
-        let mut by_vip = HashMap::new();
-        for (n, service) in mesh.services.iter().enumerate() {
-            for vip in &service.vips {
-                by_vip.entry(*vip).or_insert(n);
-            }
-        }
-        Self {
-            by_ip: index_by_address(&mesh),
-            by_vip,
-            identities: compiled.identities.iter().map(|(id, n)| (*n, id.to_string())).collect(),
-            policies: compiled.policy_names.iter().map(|(name, n)| (*n, name.clone())).collect(),
-            mesh,
-            compiled,
-        }
+        Self { mesh, compiled, names: OnceLock::new() }
     }
 
     /// The pod with this address. Pods in the node's network namespace are not found.
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Workload> {
-        self.by_ip.get(&ip).and_then(|n| self.mesh.workloads.get(*n))
+        self.mesh.addresses.pods.get(&ip).and_then(|n| self.mesh.workloads.get(*n))
     }
 
     /// The service with this virtual address.
     pub fn service_by_vip(&self, vip: IpAddr) -> Option<&Service> {
-        self.by_vip.get(&vip).and_then(|n| self.mesh.services.get(*n))
+        self.mesh.addresses.vips.get(&vip).and_then(|n| self.mesh.services.get(*n))
+    }
+
+    /// The policy class of the enrolled pod with this address.
+    pub fn class_at(&self, ip: IpAddr) -> Option<u32> {
+        self.mesh.addresses.pods.get(&ip).and_then(|n| self.compiled.class_of(*n, ip))
+    }
+
+    fn names(&self) -> &Names {
+        self.names.get_or_init(|| Names {
+            identities: self.compiled.identities.iter().map(|(id, n)| (*n, id.to_string())).collect(),
+            policies: self.compiled.policy_names.iter().map(|(name, n)| (*n, name.clone())).collect(),
+        })
     }
 
     /// The SPIFFE id behind an identity's number.
     pub fn identity_text(&self, identity: u32) -> Option<&str> {
-        self.identities.get(&identity).map(String::as_str)
+        self.names().identities.get(&identity).map(String::as_str)
     }
 
     /// `namespace/name` of the policy with this index.
     pub fn policy_name(&self, index: u32) -> Option<&str> {
-        self.policies.get(&index).map(String::as_str)
+        self.names().policies.get(&index).map(String::as_str)
     }
 
-    /// May `peer` (`None`: it proved no identity) connect to `port` of the enrolled pod at `destination`?
-    pub fn decide(&self, destination: IpAddr, port: u16, peer: Option<&SpiffeId>) -> Decision {
-        let class = self.workload_by_ip(destination).and_then(|w| self.compiled.class_of.get(&w.uid));
-        match class {
-            Some(class) => self.compiled.decide(*class, peer, port),
+    /// May `peer` (`None`: it proved no identity), connecting from `source`, have this port of an enrolled pod?
+    pub fn decide(&self, destination: SocketAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Decision {
+        match self.class_at(destination.ip()) {
+            Some(class) => self.compiled.decide(class, peer, source, destination.port()),
             None => Decision::refuse(Reason::UnknownDestination),
         }
     }
@@ -99,24 +100,6 @@ impl Snapshot {
         };
         self.mesh.policies.iter().map(row).collect()
     }
-}
-
-/// Who has which address. While a pod ends its successor may have its address already: the one that stays wins.
-pub(super) fn by_address(mesh: &Mesh) -> impl Iterator<Item = (IpAddr, &Workload)> {
-    index_by_address(mesh).into_iter().filter_map(|(ip, n)| mesh.workloads.get(n).map(|w| (ip, w)))
-}
-
-fn index_by_address(mesh: &Mesh) -> HashMap<IpAddr, usize> {
-    let mut index: HashMap<IpAddr, usize> = HashMap::new();
-    for (n, workload) in mesh.workloads.iter().enumerate().filter(|(_, w)| !w.host_network) {
-        for ip in &workload.addresses {
-            let taken = index.get(ip).and_then(|old| mesh.workloads.get(*old));
-            if taken.is_none_or(|old| old.terminating && !workload.terminating) {
-                index.insert(*ip, n);
-            }
-        }
-    }
-    index
 }
 
 /// `culvert workloads`.

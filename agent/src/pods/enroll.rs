@@ -44,20 +44,12 @@ pub struct Wanted {
     pub baggage: String,
 }
 
-/// What the `pods` map says of a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Numbers {
-    /// Identity number.
-    pub identity: u32,
-    /// Policy class.
-    pub class: u32,
-}
-
 struct Enrolled {
     wanted: Wanted,
     netns: Arc<OwnedFd>,
     cookie: u64,
-    written: Option<Numbers>,
+    /// The identity number in the `pods` map.
+    written: Option<u32>,
     stop: CancellationToken,
 }
 
@@ -181,21 +173,22 @@ impl Pods {
         self.enrolled.keys().cloned().collect()
     }
 
-    /// Puts the kernel's decisions in force for each serving pod. The tables already name them as local.
-    pub fn enforce(&mut self, numbers: &HashMap<String, Numbers>) {
+    /// Puts the kernel's decisions in force for each serving pod, by the number of its identity. The tables already name
+    /// them as local.
+    pub fn enforce(&mut self, numbers: &HashMap<SpiffeId, u32>) {
         for (uid, pod) in &mut self.enrolled {
-            let Some(numbers) = numbers.get(uid) else { continue };
-            if pod.written == Some(*numbers) {
+            let Some(identity) = numbers.get(&pod.wanted.identity) else { continue };
+            if pod.written == Some(*identity) {
                 continue;
             }
             let first = pod.written.is_none();
-            if let Err(reason) = enforce_one(&self.kernel, pod, *numbers, first) {
+            if let Err(reason) = enforce_one(&self.kernel, pod, *identity, first) {
                 tracing::error!(pod = pod.wanted.name, reason, "cannot enforce; trying again");
                 self.pending.insert(uid.clone(), (pod.wanted.name.clone(), reason));
                 continue;
             }
             self.pending.remove(uid);
-            pod.written = Some(*numbers);
+            pod.written = Some(*identity);
             if first {
                 tracing::info!(pod = pod.wanted.name, identity = %pod.wanted.identity, "joined the mesh");
             }
@@ -264,7 +257,7 @@ impl Pods {
     }
 }
 
-fn enforce_one(kernel: &Kernel, pod: &Enrolled, numbers: Numbers, first: bool) -> Result<(), String> {
+fn enforce_one(kernel: &Kernel, pod: &Enrolled, identity: u32, first: bool) -> Result<(), String> {
     if first {
         kernel.attach_pod(pod.cookie, pod.netns.as_fd()).map_err(|e| e.to_string())?;
     }
@@ -272,13 +265,7 @@ fn enforce_one(kernel: &Kernel, pod: &Enrolled, numbers: Numbers, first: bool) -
         let address = pod.wanted.addresses.iter().find(|a| a.is_ipv4() == v4);
         address.map_or(Ip::from_words([0; 4]), |a| Ip::from(*a))
     };
-    let entry = Pod {
-        identity: numbers.identity,
-        class: numbers.class,
-        ip4: family(true),
-        ip6: family(false),
-        name: cut(&pod.wanted.name),
-    };
+    let entry = Pod { identity, ip4: family(true), ip6: family(false), name: cut(&pod.wanted.name) };
     kernel.maps.put_pod(pod.cookie, entry).map_err(|e| format!("BPF map pods: {e}"))
 }
 

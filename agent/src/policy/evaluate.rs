@@ -3,12 +3,16 @@
 //! Slow and plain on purpose. It shares no matching code with the compiler, which is tested against it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::{
-    Action, Attachment, AuthorizationPolicy, ConditionKey, MtlsMode, Operation, PeerAuthentication, Rule,
-    ServiceAccountName, Source, StringMatch,
+    Action, Attachment, AuthorizationPolicy, ConditionKey, L7Deny, MtlsMode, Operation, PeerAuthentication,
+    Rule, ServiceAccountName, Source, StringMatch,
 };
 use crate::identity::SpiffeId;
+use crate::model::Settings;
 
 /// A verdict, with `namespace/name` of the policy that decided.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,19 +27,42 @@ pub enum Answer {
     NotAllowed(String),
     /// The peer must prove an identity there, by this PeerAuthentication.
     Strict(String),
+    /// A CUSTOM policy matched, and nobody can be asked.
+    NobodyToAsk(String),
+}
+
+impl Answer {
+    /// Whether the connection goes on.
+    pub fn allowed(&self) -> bool {
+        matches!(self, Self::Allowed(_) | Self::NoPolicy)
+    }
+
+    /// The policy that decided, or the first that did not allow.
+    pub fn policy(&self) -> Option<&str> {
+        match self {
+            Self::NoPolicy => None,
+            Self::Allowed(name)
+            | Self::Denied(name)
+            | Self::NotAllowed(name)
+            | Self::Strict(name)
+            | Self::NobodyToAsk(name) => Some(name),
+        }
+    }
 }
 
 /// A connection, and where it leads.
 #[derive(Clone, Copy, Debug)]
 #[expect(
     missing_docs,
-    reason = "the destination's namespace, labels and port; `peer` is `None` for plaintext"
+    reason = "the destination's namespace, labels, address and port; `peer` is `None` for plaintext"
 )]
 pub struct Question<'a> {
-    pub root_namespace: &'a str,
+    pub settings: &'a Settings,
     pub namespace: &'a str,
     pub labels: &'a BTreeMap<String, String>,
     pub peer: Option<&'a SpiffeId>,
+    pub source: IpAddr,
+    pub destination: IpAddr,
     pub port: u16,
 }
 
@@ -45,21 +72,59 @@ pub fn evaluate(
     policies: &[AuthorizationPolicy],
     authn: &[PeerAuthentication],
 ) -> Answer {
+    decide(question, policies, authn, &|policy| !policy.dry_run)
+}
+
+/// Decides one connection as if dry-run policies were enforced.
+pub fn evaluate_dry_run(
+    question: &Question<'_>,
+    policies: &[AuthorizationPolicy],
+    authn: &[PeerAuthentication],
+) -> Answer {
+    let tried = |p: &AuthorizationPolicy| !p.dry_run || matches!(p.action, Action::Allow | Action::Deny);
+    decide(question, policies, authn, &tried)
+}
+
+/// The policies of a kind that match: what is recorded besides the verdict. `namespace/name`, in order.
+pub fn matching(
+    question: &Question<'_>,
+    policies: &[AuthorizationPolicy],
+    kind: impl Fn(&AuthorizationPolicy) -> bool,
+) -> Vec<String> {
+    let mut found: Vec<_> = policies
+        .iter()
+        .filter(|p| applies(question, p) && kind(p))
+        .filter(|p| p.rules.iter().any(|rule| rule_matches(question, rule, p.action)))
+        .map(|p| (p.namespace.clone(), p.name.clone()))
+        .collect();
+    found.sort();
+    found.into_iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect()
+}
+
+fn decide(
+    question: &Question<'_>,
+    policies: &[AuthorizationPolicy],
+    authn: &[PeerAuthentication],
+    live: &dyn Fn(&AuthorizationPolicy) -> bool,
+) -> Answer {
     if let (None, Some(by)) = (question.peer, strict(question, authn)) {
         return Answer::Strict(by);
     }
-    let mut mine: Vec<_> = policies.iter().filter(|p| applies(question, p)).collect();
+    let mut mine: Vec<_> = policies.iter().filter(|p| applies(question, p) && live(p)).collect();
     mine.sort_by(|a, b| a.namespace.cmp(&b.namespace).then(a.name.cmp(&b.name)));
     let full = |p: &AuthorizationPolicy| format!("{}/{}", p.namespace, p.name);
-    for policy in mine.iter().filter(|p| p.action == Action::Deny) {
-        if policy.rules.iter().any(|rule| rule_matches(question, rule, true)) {
-            return Answer::Denied(full(policy));
-        }
+    let istio = question.settings.l7_deny == L7Deny::Istio;
+    let matches = |p: &AuthorizationPolicy| p.rules.iter().any(|rule| rule_matches(question, rule, p.action));
+    if let Some(policy) = mine.iter().find(|p| p.action == Action::Custom && !istio && matches(p)) {
+        return Answer::NobodyToAsk(full(policy));
+    }
+    if let Some(policy) = mine.iter().find(|p| p.action == Action::Deny && matches(p)) {
+        return Answer::Denied(full(policy));
     }
     let mut first = None;
     for policy in mine.iter().filter(|p| p.action == Action::Allow) {
         first.get_or_insert_with(|| full(policy));
-        if policy.rules.iter().any(|rule| rule_matches(question, rule, false)) {
+        if matches(policy) {
             return Answer::Allowed(full(policy));
         }
     }
@@ -67,35 +132,51 @@ pub fn evaluate(
 }
 
 fn applies(question: &Question<'_>, policy: &AuthorizationPolicy) -> bool {
-    let near = policy.namespace == question.namespace || policy.namespace == question.root_namespace;
+    let near = policy.namespace == question.namespace || policy.namespace == question.settings.root_namespace;
     let chosen = match &policy.attachment {
         Attachment::All => true,
         Attachment::Selector(wanted) => has(question.labels, wanted),
         Attachment::Waypoint => false,
     };
-    near && chosen && !policy.dry_run
+    near && chosen
 }
 
 fn has(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
     wanted.iter().all(|(name, value)| labels.get(name).is_some_and(|found| found == value))
 }
 
-/// `deny`: a part that L4 cannot see counts as met; else the rule cannot match.
-pub(super) fn rule_matches(question: &Question<'_>, rule: &Rule, deny: bool) -> bool {
+/// In an ALLOW rule a part that L4 cannot see is never met. In the others it counts as met; in Istio's reading of DENY
+/// what consists of such parts alone is not.
+pub(super) fn rule_matches(question: &Question<'_>, rule: &Rule, action: Action) -> bool {
     let blind = rule.from.iter().any(source_is_blind)
         || rule.to.iter().any(operation_is_blind)
         || rule.when.iter().any(|c| condition(question, &c.test).is_none());
-    if blind && !deny {
+    let allow = action == Action::Allow;
+    if blind && allow {
         return false;
     }
-    let from = rule.from.is_empty() || rule.from.iter().any(|s| source(question, s));
-    let to =
-        rule.to.is_empty() || rule.to.iter().any(|o| listed(&o.ports, &o.not_ports, |p| *p == question.port));
-    from && to && rule.when.iter().all(|c| condition(question, &c.test).unwrap_or(true))
+    let istio = action == Action::Deny && question.settings.l7_deny == L7Deny::Istio;
+    let from = rule.from.is_empty()
+        || rule.from.iter().any(|s| source(question, s) && !(istio && source_is_only_blind(s)));
+    let to = rule.to.is_empty()
+        || rule.to.iter().any(|o| {
+            listed(&o.ports, &o.not_ports, |p| *p == question.port)
+                && !(istio && o.ports.is_empty() && o.not_ports.is_empty())
+        });
+    from && to && rule.when.iter().all(|c| condition(question, &c.test).unwrap_or(!istio))
+}
+
+fn source_is_only_blind(s: &Source) -> bool {
+    let texts = [&s.principals, &s.not_principals, &s.namespaces, &s.not_namespaces];
+    let accounts = [&s.service_accounts, &s.not_service_accounts];
+    texts.iter().all(|list| list.is_empty())
+        && accounts.iter().all(|list| list.is_empty())
+        && s.ip_blocks.is_empty()
+        && s.not_ip_blocks.is_empty()
 }
 
 fn source_is_blind(s: &Source) -> bool {
-    let blocks = [&s.ip_blocks, &s.not_ip_blocks, &s.remote_ip_blocks, &s.not_remote_ip_blocks];
+    let blocks = [&s.remote_ip_blocks, &s.not_remote_ip_blocks];
     let texts = [&s.request_principals, &s.not_request_principals, &s.trust_domains, &s.not_trust_domains];
     blocks.iter().any(|list| !list.is_empty()) || texts.iter().any(|list| !list.is_empty())
 }
@@ -113,9 +194,43 @@ fn source(question: &Question<'_>, s: &Source) -> bool {
     let account = |wanted: &ServiceAccountName| {
         question.peer.is_some_and(|p| p.namespace() == wanted.namespace && p.service_account() == wanted.name)
     };
-    listed(&s.principals, &s.not_principals, |p| fits(p, &principal(question)))
+    listed(&s.principals, &s.not_principals, |p| principal_fits(question, p))
         && listed(&s.namespaces, &s.not_namespaces, |n| fits(n, namespace(question)))
         && listed(&s.service_accounts, &s.not_service_accounts, account)
+        && listed(&s.ip_blocks, &s.not_ip_blocks, |block| within(block, question.source))
+}
+
+/// The first bits of the address are the block's; the families are apart.
+fn within(block: &IpNet, ip: IpAddr) -> bool {
+    let shift = |bits: u8, of: u8| u32::from(of - bits);
+    match (block, ip) {
+        (IpNet::V4(b), IpAddr::V4(ip)) => {
+            let differ = u64::from(b.addr().to_bits() ^ ip.to_bits());
+            differ >> shift(b.prefix_len(), 32) == 0
+        }
+        (IpNet::V6(b), IpAddr::V6(ip)) => {
+            let differ = b.addr().to_bits() ^ ip.to_bits();
+            b.prefix_len() == 0 || differ >> shift(b.prefix_len(), 128) == 0
+        }
+        _ => false,
+    }
+}
+
+/// With aliases every name of the mesh's trust domain is as good as another.
+fn principal_fits(question: &Question<'_>, pattern: &StringMatch) -> bool {
+    let own = question.settings.trust_domains();
+    let ours = |domain: &str| own.iter().any(|known| known == domain);
+    let text = principal(question);
+    if own.len() > 1
+        && let StringMatch::Exact(wanted) | StringMatch::Prefix(wanted) = pattern
+        && let Some((domain, wanted)) = wanted.split_once('/')
+        && (ours(domain) || domain == "cluster.local")
+    {
+        let Some((domain, rest)) = text.split_once('/') else { return false };
+        let exact = matches!(pattern, StringMatch::Exact(_));
+        return ours(domain) && if exact { rest == wanted } else { rest.starts_with(wanted) };
+    }
+    fits(pattern, &text)
 }
 
 /// `None`: L4 cannot see it.
@@ -128,11 +243,15 @@ fn condition(question: &Question<'_>, test: &ConditionKey) -> Option<bool> {
             Some(listed(values, not_values, |n| fits(n, namespace(question))))
         }
         ConditionKey::SourcePrincipal { values, not_values } => {
-            Some(listed(values, not_values, |p| fits(p, &principal(question))))
+            Some(listed(values, not_values, |p| principal_fits(question, p)))
         }
-        ConditionKey::DestinationIp { .. } | ConditionKey::SourceIp { .. } | ConditionKey::Other { .. } => {
-            None
+        ConditionKey::DestinationIp { values, not_values } => {
+            Some(listed(values, not_values, |block| within(block, question.destination)))
         }
+        ConditionKey::SourceIp { values, not_values } => {
+            Some(listed(values, not_values, |block| within(block, question.source)))
+        }
+        ConditionKey::Other { .. } => None,
     }
 }
 
@@ -163,13 +282,13 @@ fn strict(question: &Question<'_>, authn: &[PeerAuthentication]) -> Option<Strin
         found.sort_by_key(|p| (p.created.clone().unwrap_or_else(|| "~".to_owned()), p.name.clone()));
         found.first().copied()
     };
-    let rooted = question.namespace == question.root_namespace;
+    let rooted = question.namespace == question.settings.root_namespace;
     let own = oldest(&|p| {
         let selected = p.selector.as_ref().is_some_and(|wanted| has(question.labels, wanted));
         selected && p.namespace == question.namespace && !rooted
     });
     let local = oldest(&|p| p.selector.is_none() && p.namespace == question.namespace);
-    let mesh = oldest(&|p| p.selector.is_none() && p.namespace == question.root_namespace);
+    let mesh = oldest(&|p| p.selector.is_none() && p.namespace == question.settings.root_namespace);
     // From the nearest to the farthest: the first that says something is obeyed.
     let at_port = own.map(|p| (p, p.port_modes.get(&question.port).copied().unwrap_or(MtlsMode::Unset)));
     let whole = [own, local, mesh].into_iter().flatten().map(|p| (p, p.mode));

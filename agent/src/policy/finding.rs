@@ -45,15 +45,19 @@ impl fmt::Display for Finding {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
-    /// AUDIT or CUSTOM: not enforced at L4.
+    /// CUSTOM with `--l7-deny=istio`: no effect at L4.
     ActionNotEnforced,
     /// The rule can never match.
     AllowRuleNeverMatches,
-    /// A DENY rule is enforced without some of its parts.
+    /// CUSTOM at L4: what it matches is refused.
+    CustomRefuses,
+    /// A DENY rule that cannot match, with `--l7-deny=istio`.
+    DenyRuleNoEffect,
+    /// A DENY, CUSTOM or AUDIT rule is evaluated without some of its parts.
     DenyRuleWidened,
     /// PeerAuthentication DISABLE is the same as PERMISSIVE.
     DisableIsPermissive,
-    /// `istio.io/dry-run`: not enforced.
+    /// `istio.io/dry-run`: evaluated and counted, not enforced.
     DryRun,
     /// A PeerAuthentication that has no effect.
     PeerAuthenticationIgnored,

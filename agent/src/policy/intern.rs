@@ -3,10 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use culvert_common::{FIRST_IDENTITY, ServiceKey};
+use culvert_common::{CLASS_BY_SOURCE, FIRST_IDENTITY, ServiceKey};
 
-use super::compile::{ClassCache, PolicyCache};
+use super::compile::{ClassCache, Groups, PolicyCache};
 use super::matching::{Face, Peer, string_matches};
+use super::notes::Notes;
 use super::{ServiceAccountName, StringMatch};
 use crate::identity::SpiffeId;
 
@@ -28,6 +29,8 @@ pub struct Interner {
     services: HashMap<ServiceKey, u32>,
     last_service: u32,
     last_serial: u64,
+    notes: Arc<Notes>,
+    pub(super) groups: Groups,
     pub(super) policy_cache: PolicyCache,
     pub(super) class_cache: ClassCache,
 }
@@ -69,7 +72,12 @@ impl Interner {
 
     /// New classes get ids above `highest`: those up to it may still be in pinned maps.
     pub fn set_class_floor(&mut self, highest: u32) {
-        self.last_class = self.last_class.max(highest);
+        self.last_class = self.last_class.max(highest & !CLASS_BY_SOURCE);
+    }
+
+    /// New notes get numbers above `highest`.
+    pub fn set_note_floor(&mut self, highest: u32) {
+        self.notes.set_floor(highest);
     }
 
     /// The number of an identity, new or known.
@@ -117,6 +125,19 @@ impl Interner {
 
     pub(super) fn policies(&self) -> &Arc<HashMap<String, u32>> {
         &self.policies
+    }
+
+    pub(super) fn notes(&self) -> &Arc<Notes> {
+        &self.notes
+    }
+
+    /// How many identities have a number.
+    pub(super) fn count(&self) -> usize {
+        self.peers.len()
+    }
+
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.peers.keys().copied()
     }
 
     pub(super) fn peer(&self, id: u32) -> Option<&Peer> {

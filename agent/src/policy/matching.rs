@@ -1,5 +1,9 @@
 //! Whether an enforceable policy matches a peer at a port.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::lower::{L4Match, L4Policy, Test};
 use super::{ServiceAccountName, StringMatch};
 use crate::identity::SpiffeId;
@@ -40,11 +44,19 @@ pub(super) fn string_matches(pattern: &StringMatch, text: &str) -> bool {
     }
 }
 
+/// A connection, as far as L4 sees it.
+pub(super) struct Asked<'a> {
+    pub(super) peer: &'a Peer,
+    /// 0 stands for any port that no policy names.
+    pub(super) port: u16,
+    /// The client's address, or a block of addresses that no policy tells apart.
+    pub(super) source: IpNet,
+}
+
 impl L4Policy {
-    /// Port 0 stands for any port that no policy names.
-    pub(super) fn matches(&self, peer: &Peer, port: u16) -> bool {
+    pub(super) fn matches(&self, asked: &Asked<'_>, destination: Option<IpAddr>) -> bool {
         self.rules.iter().any(|rule| {
-            rule.clauses.iter().all(|clause| clause.iter().any(|alternative| alternative.holds(peer, port)))
+            rule.clauses.iter().all(|clause| clause.iter().any(|one| one.holds(asked, destination)))
         })
     }
 
@@ -55,11 +67,15 @@ impl L4Policy {
 }
 
 impl L4Match {
-    fn holds(&self, peer: &Peer, port: u16) -> bool {
-        self.ports.holds(|p| *p == port)
+    /// `destination` is `None` where no policy asks for it.
+    fn holds(&self, asked: &Asked<'_>, destination: Option<IpAddr>) -> bool {
+        let Asked { peer, port, source } = asked;
+        self.ports.holds(|p| p == port)
             && self.principals.holds(|p| text_holds(p, peer, |face| &face.principal))
             && self.namespaces.holds(|n| text_holds(n, peer, |face| &face.account.namespace))
             && self.accounts.holds(|a| matches!(peer, Peer::Known(face) if face.account == *a))
+            && self.sources.holds(|block| block.contains(source))
+            && self.destinations.holds(|block| destination.is_some_and(|ip| block.contains(&ip)))
     }
 }
 
@@ -72,7 +88,7 @@ fn text_holds(pattern: &StringMatch, peer: &Peer, text: impl Fn(&Face) -> &Strin
 }
 
 impl<T> Test<T> {
-    fn holds(&self, matches: impl Fn(&T) -> bool) -> bool {
+    pub(super) fn holds(&self, matches: impl Fn(&T) -> bool) -> bool {
         (self.any.is_empty() || self.any.iter().any(&matches)) && !self.none.iter().any(&matches)
     }
 }

@@ -1,6 +1,8 @@
 //! From the written objects to valid ones; what Istio's admission webhook refuses is refused here.
 
-use ipnet::IpNet;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
 
 use super::raw::{self, RawAction, RawCondition, RawOperation, RawRule, RawSource};
 use super::*;
@@ -230,8 +232,18 @@ fn ports(list: &[String], field: &str) -> Result<Vec<u16>, InvalidField> {
 
 fn blocks(list: &[String], field: &str) -> Result<Vec<IpNet>, InvalidField> {
     parse_all(list, field, "is neither an IP address nor a CIDR block", |text| {
-        text.parse().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)))
+        let block = text.parse().ok().or_else(|| text.parse().ok().map(|ip: IpAddr| IpNet::from(ip)));
+        block.map(unmapped)
     })
+}
+
+/// Peers of a dual-stack socket show as IPv4, so a block of IPv4-mapped addresses means the IPv4 block.
+fn unmapped(block: IpNet) -> IpNet {
+    let mapped = match block {
+        IpNet::V6(block) => block.addr().to_ipv4_mapped().zip(block.prefix_len().checked_sub(96)),
+        IpNet::V4(_) => None,
+    };
+    mapped.and_then(|(ip, bits)| Ipv4Net::new(ip, bits).ok()).map_or(block, IpNet::V4)
 }
 
 fn service_accounts(

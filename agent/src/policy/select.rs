@@ -13,9 +13,39 @@ pub(super) fn matches_labels(selector: &BTreeMap<String, String>, labels: &BTree
 /// The policies of a mesh, ready to be asked.
 pub struct Applicable<'a> {
     root_namespace: &'a str,
-    mesh: Vec<&'a Arc<AuthorizationPolicy>>,
-    by_namespace: HashMap<&'a str, Vec<&'a Arc<AuthorizationPolicy>>>,
+    mesh: Bucket<'a>,
+    by_namespace: HashMap<&'a str, Bucket<'a>>,
     authn: HashMap<&'a str, Vec<&'a PeerAuthentication>>,
+}
+
+/// The policies of a namespace. One with a selector is found by the first label that it asks for, so that a workload meets
+/// only those that its own labels may fit.
+#[derive(Default)]
+struct Bucket<'a> {
+    everywhere: Vec<&'a Arc<AuthorizationPolicy>>,
+    by_label: HashMap<(&'a str, &'a str), Vec<&'a Arc<AuthorizationPolicy>>>,
+}
+
+impl<'a> Bucket<'a> {
+    fn add(&mut self, policy: &'a Arc<AuthorizationPolicy>) {
+        let label = match &policy.attachment {
+            Attachment::Selector(selector) => selector.first_key_value(),
+            Attachment::All | Attachment::Waypoint => None,
+        };
+        match label {
+            Some((key, value)) => self.by_label.entry((key, value)).or_default().push(policy),
+            None => self.everywhere.push(policy),
+        }
+    }
+
+    fn candidates<'s>(
+        &'s self,
+        labels: &'s BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'a Arc<AuthorizationPolicy>> + 's {
+        let labelled =
+            labels.iter().filter_map(|(key, value)| self.by_label.get(&(key.as_str(), value.as_str())));
+        self.everywhere.iter().chain(labelled.flatten()).copied()
+    }
 }
 
 impl<'a> Applicable<'a> {
@@ -25,13 +55,17 @@ impl<'a> Applicable<'a> {
         policies: &'a [Arc<AuthorizationPolicy>],
         authn: &'a [Arc<PeerAuthentication>],
     ) -> Self {
-        let mut index =
-            Self { root_namespace, mesh: Vec::new(), by_namespace: HashMap::new(), authn: HashMap::new() };
+        let mut index = Self {
+            root_namespace,
+            mesh: Bucket::default(),
+            by_namespace: HashMap::new(),
+            authn: HashMap::new(),
+        };
         for policy in policies.iter().filter(|p| p.attachment != Attachment::Waypoint) {
             if policy.namespace == root_namespace {
-                index.mesh.push(policy);
+                index.mesh.add(policy);
             } else {
-                index.by_namespace.entry(&policy.namespace).or_default().push(policy);
+                index.by_namespace.entry(&policy.namespace).or_default().add(policy);
             }
         }
         for policy in authn {
@@ -46,12 +80,11 @@ impl<'a> Applicable<'a> {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Vec<&'a Arc<AuthorizationPolicy>> {
-        let own = self.by_namespace.get(namespace).into_iter().flatten();
+        let own = self.by_namespace.get(namespace).into_iter().flat_map(|bucket| bucket.candidates(labels));
         let mut found: Vec<_> = self
             .mesh
-            .iter()
+            .candidates(labels)
             .chain(own)
-            .copied()
             .filter(|policy| match &policy.attachment {
                 Attachment::All => {
                     policy.namespace == namespace || policy.scope(self.root_namespace) == Scope::Mesh

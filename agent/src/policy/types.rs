@@ -17,7 +17,7 @@ pub struct AuthorizationPolicy {
     pub action: Action,
     /// Where it applies.
     pub attachment: Attachment,
-    /// Annotation `istio.io/dry-run: "true"`.
+    /// Annotation `istio.io/dry-run: "true"`: evaluated and counted, not enforced.
     pub dry_run: bool,
     /// Any of them must match; none at all never matches.
     pub rules: Vec<Rule>,
@@ -46,12 +46,36 @@ impl AuthorizationPolicy {
 pub enum Action {
     /// Lets in what matches, and nothing else.
     Allow,
-    /// Only records; not at L4.
+    /// Records what matches.
     Audit,
-    /// Asks somebody else; not at L4.
+    /// Asks an external authorizer, which L4 cannot.
     Custom,
     /// Refuses what matches.
     Deny,
+}
+
+impl Action {
+    /// As it is written in a policy.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "ALLOW",
+            Self::Audit => "AUDIT",
+            Self::Custom => "CUSTOM",
+            Self::Deny => "DENY",
+        }
+    }
+}
+
+/// What a DENY rule means at L4 when some of its attributes cannot be seen there; and a CUSTOM policy, which asks
+/// somebody whom L4 cannot ask.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum L7Deny {
+    /// The attributes count as met, so more is refused, not less; what a CUSTOM policy matches is refused.
+    #[default]
+    FailSafe,
+    /// As Istio's ambient mode has it: a clause that has only such attributes never matches, which may leave the rule
+    /// without any effect; CUSTOM policies have none.
+    Istio,
 }
 
 /// Which workloads a policy is written for.

@@ -180,7 +180,7 @@ async fn admit(
     flow: &mut TunnelFlow,
     peer: &SpiffeId,
 ) -> Result<TcpStream, Refusal> {
-    flow.decision = pod.shared.mesh.decide(target.ip(), target.port(), peer);
+    flow.decision = pod.shared.mesh.decide(target, flow.client.ip(), peer);
     if !flow.decision.allowed() {
         let reason = flow.decision.reason;
         let text = reason.as_str().to_owned();
@@ -254,7 +254,7 @@ async fn no_longer_allowed(pod: &Pod, flow: &TunnelFlow, mut policy: watch::Rece
             return std::future::pending().await;
         }
         let Some(peer) = &flow.source else { continue };
-        let decision = pod.shared.mesh.decide(flow.target.ip(), flow.target.port(), peer);
+        let decision = pod.shared.mesh.decide(flow.target, flow.client.ip(), peer);
         if !decision.allowed() {
             return decision;
         }

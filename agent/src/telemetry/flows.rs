@@ -24,6 +24,8 @@ pub trait Names {
     fn identity(&self, id: u32) -> Option<String>;
     /// `namespace/name` of the policy behind an index.
     fn policy(&self, index: u32) -> Option<String>;
+    /// What AUDIT and dry-run policies say, behind a note's number.
+    fn note(&self, id: u32) -> Option<String>;
 }
 
 /// One end of a connection.
@@ -71,6 +73,8 @@ pub struct FlowRecord {
     pub reason: &'static str,
     /// `namespace/name` of the policy that decided, or empty.
     pub policy: String,
+    /// What AUDIT and dry-run policies say beside the verdict, or empty.
+    pub note: String,
     /// What went wrong, or empty.
     pub error: String,
     /// The client.
@@ -191,6 +195,7 @@ fn from_kernel(event: &FlowEvent, names: &dyn Names) -> FlowRecord {
         },
         reason: Reason::from_u32(event.reason).map_or("unknown", Reason::as_str),
         policy: names.policy(event.policy).unwrap_or_default(),
+        note: names.note(event.note).unwrap_or_default(),
         error: String::new(),
         source: end(source, names.identity(event.source), names),
         destination: end(destination, names.identity(event.destination), names),
@@ -222,6 +227,7 @@ fn from_tunnel(flow: &TunnelFlow, names: &dyn Names) -> FlowRecord {
         },
         reason: flow.decision.reason.as_str(),
         policy: names.policy(flow.decision.policy).unwrap_or_default(),
+        note: names.note(flow.decision.note).unwrap_or_default(),
         error: flow.error.clone(),
         source: end(flow.client, flow.source.as_ref().map(ToString::to_string), names),
         destination: end(flow.target, flow.destination.as_ref().map(ToString::to_string), names),
@@ -275,6 +281,9 @@ impl std::fmt::Display for FlowRecord {
         }
         if !self.source.identity.is_empty() {
             write!(f, " by {}", self.source.identity)?;
+        }
+        if !self.note.is_empty() {
+            write!(f, " ({})", self.note)?;
         }
         if !self.error.is_empty() {
             write!(f, ": {}", self.error)?;

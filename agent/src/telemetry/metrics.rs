@@ -1,8 +1,11 @@
 //! The first metrics: what the kernel counted and what the relay carried. Prometheus text format.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use culvert_common::Counter;
+
+use crate::policy::Tally;
 
 /// Values at one moment.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +20,8 @@ pub struct Metrics {
     pub enrolled_pods: u64,
     /// Pods that should be enrolled and are not yet.
     pub pending_pods: u64,
+    /// What AUDIT and dry-run policies would have to say, by policy.
+    pub policies: BTreeMap<String, Tally>,
 }
 
 impl Metrics {
@@ -48,7 +53,33 @@ impl Metrics {
             header(&mut text, name, kind, help);
             let _ = writeln!(text, "{name} {value}");
         }
+        self.render_policies(&mut text);
         text
+    }
+
+    fn render_policies(&self, text: &mut String) {
+        let mut series = |name: &str, help: &str, value: fn(&Tally) -> u64| {
+            header(text, name, "counter", help);
+            for (policy, tally) in self.policies.iter().filter(|(_, tally)| value(tally) > 0) {
+                let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {}", value(tally));
+            }
+        };
+        series("culvert_policy_audit_matches_total", "Connections that an AUDIT policy matched.", |t| {
+            t.audited
+        });
+        series("culvert_policy_dry_run_matches_total", "Connections that a dry-run policy matched.", |t| {
+            t.dry_run_matched
+        });
+        series(
+            "culvert_policy_dry_run_would_refuse_total",
+            "Allowed connections that would be refused were the dry-run policies enforced, by the policy that decides.",
+            |t| t.would_refuse,
+        );
+        series(
+            "culvert_policy_dry_run_would_allow_total",
+            "Refused connections that would be allowed were the dry-run policies enforced, by the policy that decides.",
+            |t| t.would_allow,
+        );
     }
 }
 
@@ -68,5 +99,13 @@ mod tests {
             assert!(text.contains(&format!("{{kind=\"{}\"}} 3\n", counter.as_str())));
         }
         assert!(text.contains("\nculvert_relay_bytes_total 7\n"));
+    }
+
+    #[test]
+    fn a_policy_has_the_series_in_which_it_counts() {
+        let tally = Tally { audited: 2, ..Tally::default() };
+        let text = Metrics { policies: [("a/p".to_owned(), tally)].into(), ..Metrics::default() }.render();
+        assert!(text.contains("culvert_policy_audit_matches_total{policy=\"a/p\"} 2\n"));
+        assert!(!text.contains("dry_run_matches_total{"));
     }
 }

@@ -46,7 +46,7 @@ impl Mesh for FakeMesh {
         Some("db.hello.svc.cluster.local".to_owned())
     }
 
-    fn decide(&self, _destination: IpAddr, _port: u16, _peer: &SpiffeId) -> Decision {
+    fn decide(&self, _destination: SocketAddr, _client: IpAddr, _peer: &SpiffeId) -> Decision {
         *self.decision.lock().unwrap()
     }
 
@@ -262,7 +262,7 @@ impl World {
             EmbeddedCa::open(dir, DAY).unwrap().sign_for_period(&identity, &key, now, now + DAY).unwrap()
         };
         let signed = SignedChain { chain: sign(dir).chain, roots: sign(self.ca_dir.path()).roots };
-        WorkloadCert::new(identity.clone(), &key, signed).unwrap()
+        WorkloadCert::new(identity.clone(), &key, signed, &[]).unwrap()
     }
 
     /// A certificate of this mesh's CA.
@@ -277,5 +277,5 @@ pub(crate) fn cert_from(dir: &Path, identity: SpiffeId, age: Duration, ttl: Dura
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
     let start = SystemTime::now() - age;
     let signed = ca.sign_for_period(&identity, &key, start, start + ttl).unwrap();
-    WorkloadCert::new(identity, &key, signed).unwrap()
+    WorkloadCert::new(identity, &key, signed, &[]).unwrap()
 }

@@ -8,13 +8,7 @@ use crate::model::{Settings, World, desired};
 use crate::policy::{Interner, compile};
 
 fn settings() -> Settings {
-    let text = str::to_owned;
-    Settings {
-        node: text("n1"),
-        trust_domain: text("td"),
-        root_namespace: text("istio-system"),
-        cluster_domain: text("cluster.local"),
-    }
+    Settings { node: "n1".to_owned(), trust_domain: "td".to_owned(), ..Settings::default() }
 }
 
 fn pod(json: serde_json::Value) -> Update {
