@@ -149,7 +149,7 @@ pub struct Report {
 }
 
 /// A piece of input that is not in force, and what to do about it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
 pub struct Problem {
     /// The file.
     pub file: String,

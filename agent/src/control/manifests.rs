@@ -1,7 +1,7 @@
 //! A watched folder of Kubernetes YAML and JSON: `*.yaml`, `*.yml`, `*.json`; several documents a file, and lists.
 //!
-//! A file is taken as a whole. When it is broken, its last good content stays in force and the error is reported; the
-//! other files are not affected. When two files hold the same object, the younger file's counts, of equals the one whose
+//! A file is taken as a whole. When it is broken (or empty, or no longer a file), its last good content stays in force and
+//! the error is reported; the other files are not affected. Replace a file by renaming a finished one onto it. When two files hold the same object, the younger file's counts, of equals the one whose
 //! path is first. Changes are seen by inotify, and by a look at the folder every few seconds where that fails.
 
 use std::path::{Path, PathBuf};
@@ -12,11 +12,13 @@ use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::Update;
+use super::{Object, Problem, Update};
 use folder::Folder;
 
 mod file;
 mod folder;
+mod names;
+mod stamp;
 
 /// A burst of changes is read as one.
 const QUIET: Duration = Duration::from_millis(5);
@@ -26,6 +28,16 @@ const LONGEST_BURST: Duration = Duration::from_millis(200);
 const RESCAN: Duration = Duration::from_secs(3);
 /// How soon `shutdown` is noticed.
 const TICK: Duration = Duration::from_millis(250);
+
+/// The objects in the text of one manifest file; kinds that Culvert does not use are left out.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, in the order of the file; each names `path`, and has no remedy yet. A file is taken
+/// as a whole, so one problem is enough to refuse it.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Object>, Vec<Problem>> {
+    file::parse(path, bytes).map(|content| content.objects)
+}
 
 /// Watches `dir` on a thread of its own until `shutdown`, or until the receiver is dropped.
 ///

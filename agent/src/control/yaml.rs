@@ -66,6 +66,39 @@ impl Node {
         node.line
     }
 
+    /// At most the bytes that it takes as JSON: its texts and keys, and one for each value.
+    pub(super) fn bytes(&self) -> usize {
+        1 + match &self.value {
+            Value::List(items) => items.iter().map(Node::bytes).sum(),
+            Value::Map(entries) => entries.iter().map(|(key, node)| key.len() + node.bytes()).sum(),
+            Value::Text(text) => text.len(),
+            Value::Bool(_) | Value::Float(_) | Value::Int(_) | Value::Null | Value::UInt(_) => 0,
+        }
+    }
+
+    /// The path and line of the deepest part that holds more than half of [`Self::bytes`].
+    pub(super) fn heaviest(&self) -> (String, u64) {
+        let (mut node, mut path) = (self, String::new());
+        let half = self.bytes() / 2;
+        loop {
+            let part = match &node.value {
+                Value::List(items) => {
+                    let heavy = items.iter().enumerate().find(|(_, item)| item.bytes() > half);
+                    heavy.map(|(n, item)| (format!("[{n}]"), item))
+                }
+                Value::Map(entries) => {
+                    let heavy = entries.iter().find(|(_, value)| value.bytes() > half);
+                    heavy.map(|(key, value)| (format!(".{key}"), value))
+                }
+                _ => None,
+            };
+            let Some((name, part)) = part else { break };
+            path += &name;
+            node = part;
+        }
+        (path.trim_start_matches('.').to_owned(), node.line)
+    }
+
     /// This tree as a `T`.
     pub(super) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, FieldError> {
         T::deserialize(self)
@@ -219,9 +252,22 @@ impl<'de> Deserializer<'de> for &'de Node {
         StringDeserializer::new(text.clone()).deserialize_enum(name, variants, visitor)
     }
 
+    /// Only from a map. A derived struct takes a list too, field by field; and a rule without fields matches everything.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, FieldError> {
+        match self.value {
+            Value::Map(_) => self.deserialize_any(visitor),
+            _ => Err(de::Error::custom("expected a map of fields")),
+        }
+    }
+
     serde::forward_to_deserialize_any! {
         i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str bytes byte_buf unit unit_struct newtype_struct
-        seq tuple tuple_struct map struct identifier ignored_any
+        seq tuple tuple_struct map identifier ignored_any
     }
 }
 

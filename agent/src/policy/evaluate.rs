@@ -269,7 +269,7 @@ fn fits(pattern: &StringMatch, text: &str) -> bool {
     match (written.strip_prefix('*'), written.strip_suffix('*')) {
         _ if text.is_empty() => false,
         (Some(""), _) => true,
-        (Some(end), _) => text.len() >= end.len() && text[text.len() - end.len()..] == *end,
+        (Some(end), _) => text.bytes().rev().take(end.len()).eq(end.bytes().rev()),
         (None, Some(start)) => text.get(..start.len()) == Some(start),
         (None, None) => text == written,
     }
@@ -294,4 +294,17 @@ fn strict(question: &Question<'_>, authn: &[PeerAuthentication]) -> Option<Strin
     let whole = [own, local, mesh].into_iter().flatten().map(|p| (p, p.mode));
     let (policy, mode) = at_port.into_iter().chain(whole).find(|(_, mode)| *mode != MtlsMode::Unset)?;
     (mode == MtlsMode::Strict).then(|| format!("{}/{}", policy.namespace, policy.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_that_ends_inside_a_character_of_the_text_does_not_match() {
+        assert!(!fits(&StringMatch::from("*x"), "é"));
+        assert!(!fits(&StringMatch::from("*xx"), "éa"));
+        assert!(!fits(&StringMatch::from("x*"), "é"));
+        assert!(fits(&StringMatch::from("*é"), "éé"));
+    }
 }

@@ -1,15 +1,30 @@
 //! One manifest file.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::fcntl::OFlag;
+
+use super::names;
+use super::stamp::Stamp;
+use crate::control::objects::Metadata;
 use crate::control::yaml::{FieldError, Node, Value};
 use crate::control::{Kind, Object, Problem};
 use crate::policy::{AuthorizationPolicy, PeerAuthentication, RawAuthorizationPolicy, RawPeerAuthentication};
 
 /// The largest file that is read, in bytes.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
+/// The most values and keys in a file; each takes memory beyond its text.
+const MAX_NODES: usize = 4 << 20;
+/// The largest object, in bytes of its texts. etcd, and so Kubernetes, takes no larger one; what a policy may cost to
+/// compile follows from it.
+const MAX_OBJECT_BYTES: usize = 3 << 19;
+/// The most problems of a file, and the most kinds that are left alone, that are told one by one.
+pub(super) const MAX_TOLD: usize = 100;
 
 /// What a file holds.
 #[derive(Clone, Debug, Default)]
@@ -19,15 +34,42 @@ pub(super) struct Content {
     pub(super) ignored: BTreeMap<String, usize>,
 }
 
-/// Reads and judges a file; the problems' `remedy` is left to the caller.
+/// Reads and judges a file; a problem's `remedy` says what to do when correcting the file is not it.
 pub(super) fn read(path: &Path) -> Result<Content, Vec<Problem>> {
-    let whole = |message: String| vec![problem(path, 0, String::new(), String::new(), message)];
-    let size = std::fs::metadata(path).map_err(|e| whole(format!("cannot be read: {e}")))?.len();
-    if size > MAX_BYTES {
-        return Err(whole(format!("is {size} bytes long; at most {MAX_BYTES} are read")));
-    }
-    let bytes = std::fs::read(path).map_err(|e| whole(format!("cannot be read: {e}")))?;
+    let bytes = read_bytes(path).map_err(|(message, remedy)| {
+        let whole = problem(path, 0, String::new(), String::new(), message);
+        vec![Problem { remedy: remedy.to_owned(), ..whole }]
+    })?;
     parse(path, &bytes)
+}
+
+/// The error: what is wrong, and what to do.
+fn read_bytes(path: &Path) -> Result<Vec<u8>, (String, &'static str)> {
+    let cannot = |e: std::io::Error| (format!("cannot be read: {e}"), "make it readable");
+    // It may have become a FIFO since it was listed; opening one waits for its writer, unless told not to.
+    let flags = OFlag::O_NONBLOCK.bits();
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(cannot)?;
+    let before = file.metadata().map_err(cannot)?;
+    if !before.is_file() {
+        return Err(("is no regular file".to_owned(), "remove it"));
+    }
+    if before.len() > MAX_BYTES {
+        let message = format!("is {} bytes long; at most {MAX_BYTES} are read", before.len());
+        return Err((message, "split the file"));
+    }
+    let mut bytes = Vec::new();
+    (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    let after = file.metadata().map_err(cannot)?;
+    if Stamp::of(&before) != Stamp::of(&after) || bytes.len() as u64 != after.len() {
+        // Half a file can be valid, and lack a policy.
+        let message = "was written to while it was read; it will be read again".to_owned();
+        return Err((message, "replace files by renaming finished ones"));
+    }
+    if bytes.is_empty() {
+        // What a shell's `> file` does first. Taking its policies back meanwhile would open what they close.
+        return Err(("is empty".to_owned(), "remove the file to take its objects back"));
+    }
+    Ok(bytes)
 }
 
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Content, Vec<Problem>> {
@@ -42,7 +84,16 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Content, Vec<Problem>> 
         serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| vec![syntax(path, &e)])?;
     let mut reader = Reader { path, content: Content::default(), problems: Vec::new() };
     documents.iter().for_each(|document| reader.take(document));
-    if reader.problems.is_empty() { Ok(reader.content) } else { Err(reader.problems) }
+    if reader.problems.is_empty() { Ok(reader.content) } else { Err(shorten(path, reader.problems)) }
+}
+
+/// At most [`MAX_TOLD`] problems, and how many more there are.
+pub(super) fn shorten(path: &Path, mut problems: Vec<Problem>) -> Vec<Problem> {
+    if let Some(more) = problems.len().checked_sub(MAX_TOLD).filter(|more| *more > 0) {
+        problems.truncate(MAX_TOLD);
+        problems.push(problem(path, 0, String::new(), String::new(), format!("has {more} more problems")));
+    }
+    problems
 }
 
 /// The limits on size hold for the file; those on aliases stay, because they multiply.
@@ -52,9 +103,9 @@ fn options() -> serde_saphyr::Options {
         // A namespace may be called `n`.
         strict_booleans: true,
         budget: serde_saphyr::budget! {
-            max_events: most,
-            max_nodes: most,
-            max_documents: most,
+            max_events: MAX_NODES,
+            max_nodes: MAX_NODES,
+            max_documents: MAX_NODES,
             max_total_scalar_bytes: most,
             max_total_comment_bytes: most,
             max_buffered_comment_events: most,
@@ -66,7 +117,10 @@ fn syntax(path: &Path, error: &serde_saphyr::Error) -> Problem {
     let line = error.location().map_or(0, |l| l.line());
     let message = error.without_snippet().to_string();
     let message = message.lines().next().unwrap_or_default().to_owned();
-    problem(path, line, String::new(), String::new(), format!("no valid YAML: {message}"))
+    let too_much = matches!(error.without_snippet(), serde_saphyr::Error::Budget { .. });
+    let remedy = if too_much { "split the file, and write its aliases out" } else { "" }.to_owned();
+    let message = format!("no valid YAML: {message}");
+    Problem { remedy, ..problem(path, line, String::new(), String::new(), message) }
 }
 
 fn problem(path: &Path, line: u64, object: String, field: String, message: String) -> Problem {
@@ -94,12 +148,21 @@ impl Reader<'_> {
             return self.take_items(items);
         }
         match Kind::of(api_version, kind) {
-            Some(kind) => match object(kind, node) {
+            Some(kind) => match check_size(node).and_then(|()| object(kind, node)) {
                 Ok(object) => self.content.objects.push(object),
                 Err(e) => self.problems.push(problem(self.path, e.line, name_of(node), e.field, e.message)),
             },
-            None => *self.content.ignored.entry(format!("{api_version}/{kind}")).or_default() += 1,
+            None => self.ignore(api_version, kind),
         }
+    }
+
+    fn ignore(&mut self, api_version: &str, kind: &str) {
+        let ignored = &mut self.content.ignored;
+        let mut kind = format!("{api_version}/{kind}");
+        if ignored.len() >= MAX_TOLD && !ignored.contains_key(&kind) {
+            kind = "other kinds".to_owned();
+        }
+        *ignored.entry(kind).or_default() += 1;
     }
 
     fn take_items(&mut self, items: &Node) {
@@ -125,56 +188,63 @@ fn name_of(node: &Node) -> String {
     meta("namespace").map_or_else(|| format!("{kind} {name}"), |ns| format!("{kind} {ns}/{name}"))
 }
 
+fn check_size(node: &Node) -> Result<(), FieldError> {
+    let size = node.bytes();
+    if size <= MAX_OBJECT_BYTES {
+        return Ok(());
+    }
+    let (field, line) = node.heaviest();
+    let message = format!(
+        "makes the object {size} bytes long, and Kubernetes takes {MAX_OBJECT_BYTES}; use several objects"
+    );
+    Err(FieldError { line, field, message })
+}
+
 macro_rules! plain {
     ($variant:ident, $kind:expr, $node:expr) => {{
         let mut object: crate::control::objects::$variant = $node.read()?;
-        fill_namespace($kind, &mut object.metadata);
-        check_name(&object.metadata, $node)?;
-        Object::$variant(Arc::new(object))
+        complete($kind, &mut object.metadata, $node)?;
+        object
     }};
 }
 
 fn object(kind: Kind, node: &Node) -> Result<Object, FieldError> {
-    let invalid = |e: crate::policy::InvalidField| FieldError {
-        line: node.line_of(&e.field),
-        field: e.field,
-        message: e.message,
-    };
+    let invalid = |e: crate::policy::InvalidField| at(node, e.field, e.message);
     Ok(match kind {
         Kind::AuthorizationPolicy => {
             let mut raw: RawAuthorizationPolicy = node.read()?;
-            fill_namespace(kind, &mut raw.metadata);
-            check_name(&raw.metadata, node)?;
+            complete(kind, &mut raw.metadata, node)?;
             Object::AuthorizationPolicy(Arc::new(AuthorizationPolicy::try_from(raw).map_err(invalid)?))
         }
         Kind::PeerAuthentication => {
             let mut raw: RawPeerAuthentication = node.read()?;
-            fill_namespace(kind, &mut raw.metadata);
-            check_name(&raw.metadata, node)?;
+            complete(kind, &mut raw.metadata, node)?;
             Object::PeerAuthentication(Arc::new(PeerAuthentication::try_from(raw).map_err(invalid)?))
         }
-        Kind::EndpointSlice => plain!(EndpointSlice, kind, node),
-        Kind::Namespace => plain!(Namespace, kind, node),
-        Kind::Node => plain!(Node, kind, node),
-        Kind::Pod => plain!(Pod, kind, node),
-        Kind::Service => plain!(Service, kind, node),
-        Kind::ServiceAccount => plain!(ServiceAccount, kind, node),
+        Kind::EndpointSlice => Object::EndpointSlice(Arc::new(plain!(EndpointSlice, kind, node))),
+        Kind::Namespace => Object::Namespace(Arc::new(plain!(Namespace, kind, node))),
+        Kind::Node => Object::Node(Arc::new(plain!(Node, kind, node))),
+        Kind::Pod => {
+            let pod = plain!(Pod, kind, node);
+            names::check_account(&pod.spec.service_account_name)
+                .map_err(|message| at(node, "spec.serviceAccountName".to_owned(), message))?;
+            Object::Pod(Arc::new(pod))
+        }
+        Kind::Service => Object::Service(Arc::new(plain!(Service, kind, node))),
+        Kind::ServiceAccount => Object::ServiceAccount(Arc::new(plain!(ServiceAccount, kind, node))),
     })
 }
 
-fn fill_namespace(kind: Kind, metadata: &mut crate::control::objects::Metadata) {
+fn at(node: &Node, field: String, message: String) -> FieldError {
+    FieldError { line: node.line_of(&field), field, message }
+}
+
+/// Fills in the namespace, as the API server does, and checks what it checks.
+fn complete(kind: Kind, metadata: &mut Metadata, node: &Node) -> Result<(), FieldError> {
     if !kind.namespaced() {
         metadata.namespace.clear();
     } else if metadata.namespace.is_empty() {
         metadata.namespace = "default".to_owned();
     }
-}
-
-fn check_name(metadata: &crate::control::objects::Metadata, node: &Node) -> Result<(), FieldError> {
-    if metadata.name.is_empty() {
-        let field = "metadata.name".to_owned();
-        let line = node.line_of(&field);
-        return Err(FieldError { line, field, message: "must not be empty".to_owned() });
-    }
-    Ok(())
+    names::check(kind, metadata).map_err(|(field, message)| at(node, format!("metadata.{field}"), message))
 }

@@ -1,11 +1,13 @@
 //! What the folder held at the last look, and what has changed since.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{DirEntry, FileType};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Content};
+use super::stamp::Stamp;
 use crate::control::{Ignored, Object, ObjectRef, Problem, Report, Update};
 
 pub(super) struct Folder {
@@ -16,20 +18,15 @@ pub(super) struct Folder {
 }
 
 struct File {
-    stamp: Stamp,
+    /// `None`: there is no file to read.
+    stamp: Option<Stamp>,
     /// The last content without problems.
     good: Option<(Stamp, Content)>,
     problems: Vec<Problem>,
 }
 
-/// Tells one version of a file from another, and the younger from the older.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Stamp {
-    seconds: i64,
-    nanoseconds: i64,
-    size: u64,
-    inode: u64,
-}
+/// What a name leads to: a version of a file, or why there is none.
+type Found = Result<Stamp, Problem>;
 
 impl Folder {
     pub(super) fn new(dir: &Path) -> Self {
@@ -42,7 +39,7 @@ impl Folder {
         let trouble = match list(&self.dir) {
             Ok(found) => {
                 self.files.retain(|path, _| found.contains_key(path));
-                found.into_iter().for_each(|(path, stamp)| self.visit(path, stamp));
+                found.into_iter().for_each(|(path, found)| self.visit(path, found));
                 Vec::new()
             }
             // Nothing is known, so nothing is taken back.
@@ -58,24 +55,21 @@ impl Folder {
         self.updates(trouble)
     }
 
-    fn visit(&mut self, path: PathBuf, stamp: Stamp) {
-        let old = self.files.remove(&path);
-        let good = match old {
-            Some(old) if old.stamp == stamp => {
+    fn visit(&mut self, path: PathBuf, found: Found) {
+        let stamp = found.as_ref().ok().copied();
+        let good = match self.files.remove(&path) {
+            Some(old) if stamp.is_some() && old.stamp == stamp => {
                 self.files.insert(path, old);
                 return;
             }
             Some(old) => old.good,
             None => None,
         };
-        let file = match file::read(&path) {
-            Ok(content) => File { stamp, good: Some((stamp, content)), problems: Vec::new() },
+        let read = found.map_err(|p| vec![p]).and_then(|stamp| Ok((stamp, file::read(&path)?)));
+        let file = match read {
+            Ok(content) => File { stamp, good: Some(content), problems: Vec::new() },
             Err(mut problems) => {
-                let remedy = match good {
-                    Some(_) => "the file's last good content stays in force; correct the file",
-                    None => "nothing of this file is in force; correct it",
-                };
-                problems.iter_mut().for_each(|p| remedy.clone_into(&mut p.remedy));
+                problems.iter_mut().for_each(|p| p.remedy = remedy(good.is_some(), &p.remedy));
                 File { stamp, good, problems }
             }
         };
@@ -85,7 +79,7 @@ impl Folder {
     fn updates(&mut self, mut problems: Vec<Problem>) -> Vec<Update> {
         let (objects, doubles) = self.merge();
         problems.extend(self.files.values().flat_map(|f| f.problems.iter().cloned()));
-        problems.extend(doubles);
+        problems.extend(file::shorten(&self.dir, doubles));
         let mut updates: Vec<Update> = Vec::new();
         let gone = self.objects.keys().filter(|key| !objects.contains_key(key));
         let mut gone: Vec<_> = gone.cloned().collect();
@@ -119,7 +113,7 @@ impl Folder {
                     chosen.insert(key, new);
                     continue;
                 };
-                let younger = (stamp.seconds, stamp.nanoseconds) > (old.0.seconds, old.0.nanoseconds);
+                let younger = stamp.is_younger_than(&old.0);
                 let (wins, loses) = if younger { (new, old) } else { (old, new) };
                 doubles.push(double(&key, wins.1, loses.1));
                 chosen.insert(key, wins);
@@ -140,46 +134,78 @@ impl Folder {
     }
 }
 
-fn double(key: &ObjectRef, wins: &Path, loses: &Path) -> Problem {
-    Problem {
-        file: loses.display().to_string(),
-        line: 0,
-        object: key.to_string(),
-        field: String::new(),
-        message: format!("is also in {}", wins.display()),
-        remedy: format!("the one in {} counts; remove one of them", wins.display()),
+/// What is in force while a file is broken, and what to do.
+fn remedy(has_good: bool, todo: &str) -> String {
+    let todo = if todo.is_empty() { "correct the file" } else { todo };
+    match has_good {
+        true => format!("the file's last good content stays in force; {todo}"),
+        false => format!("nothing of this file is in force; {todo}"),
     }
+}
+
+fn double(key: &ObjectRef, wins: &Path, loses: &Path) -> Problem {
+    let (message, remedy) = if wins == loses {
+        ("is in this file twice".to_owned(), "the first one counts; remove one of them".to_owned())
+    } else {
+        let wins = wins.display();
+        (format!("is also in {wins}"), format!("the one in {wins} counts; remove one of them"))
+    };
+    let (file, field) = (loses.display().to_string(), "metadata.name".to_owned());
+    Problem { file, line: 0, object: key.to_string(), field, message, remedy }
 }
 
 /// Each problem is logged when it appears, not at every look.
 fn log(old: &Report, new: &Report) {
-    for problem in new.problems.iter().filter(|p| !old.problems.contains(p)) {
+    let known: HashSet<_> = old.problems.iter().collect();
+    for problem in new.problems.iter().filter(|p| !known.contains(p)) {
         tracing::warn!("{problem}");
     }
-    for ignored in new.ignored.iter().filter(|i| !old.ignored.iter().any(|o| o.kind == i.kind)) {
+    let known: HashSet<_> = old.ignored.iter().map(|i| &i.kind).collect();
+    for ignored in new.ignored.iter().filter(|i| !known.contains(&i.kind)) {
         tracing::info!("{}: {} is not a kind that Culvert uses: ignored", ignored.file, ignored.kind);
     }
 }
 
-fn list(dir: &Path) -> io::Result<BTreeMap<PathBuf, Stamp>> {
+fn list(dir: &Path) -> io::Result<BTreeMap<PathBuf, Found>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let path = entry.path();
         let known = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
         let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-        // It may have gone since; then it is not there.
-        let Some(meta) = (known && !hidden).then(|| std::fs::metadata(&path).ok()).flatten() else {
+        if !known || hidden {
             continue;
-        };
-        if meta.is_file() {
-            let stamp = Stamp {
-                seconds: meta.mtime(),
-                nanoseconds: meta.mtime_nsec(),
-                size: meta.size(),
-                inode: meta.ino(),
-            };
-            found.insert(path, stamp);
+        }
+        if let Some(what) = find(&entry) {
+            found.insert(path, what);
         }
     }
     Ok(found)
+}
+
+/// `None`: it has gone since it was listed.
+fn find(entry: &DirEntry) -> Option<Found> {
+    let path = entry.path();
+    let wrong = |message: String, remedy: &str| {
+        let (file, remedy) = (path.display().to_string(), remedy.to_owned());
+        Some(Err(Problem { file, line: 0, object: String::new(), field: String::new(), message, remedy }))
+    };
+    match std::fs::metadata(&path) {
+        Ok(meta) if meta.is_file() => Some(Ok(Stamp::of(&meta))),
+        Ok(meta) => wrong(format!("is no file, but a {}", name_of(meta.file_type())), "remove it"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && entry.metadata().is_err() => None,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            wrong("is a link to what does not exist".to_owned(), "mend the link, or remove it")
+        }
+        Err(e) => wrong(format!("cannot be looked at: {e}"), "make it readable"),
+    }
+}
+
+fn name_of(kind: FileType) -> &'static str {
+    match kind {
+        kind if kind.is_dir() => "folder",
+        kind if kind.is_fifo() => "pipe",
+        kind if kind.is_socket() => "socket",
+        _ => "device",
+    }
 }

@@ -3,6 +3,8 @@ use super::folder::Folder;
 use crate::control::{Object, Problem, Report, Update};
 use std::path::Path;
 
+mod hostile;
+
 fn problems(text: &str) -> Vec<Problem> {
     parse(Path::new("m.yaml"), text.as_bytes()).unwrap_err()
 }
