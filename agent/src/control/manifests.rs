@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Object, Problem, Update};
 use folder::Folder;
 
+mod claims;
 mod file;
 mod folder;
 mod names;

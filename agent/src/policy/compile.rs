@@ -11,21 +11,23 @@
 //! Where policies ask for the client's address, the class has no rows: its entries in the `sources` map lead from blocks
 //! of addresses to classes that have them, one for each set of blocks that no policy tells apart. The destination's
 //! address is known beforehand, so it only decides which class an address has.
+//!
+//! Rows are at worst identities times ports. A class that the map has no room for is closed, in one row, and told.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_common::{
-    CLASS_BY_SOURCE, Decision, Ip, PolicyKey, PolicyRow, PolicyTable, Reason, SourceKey, UNKNOWN_IDENTITY,
-    decide,
+    CLASS_BY_SOURCE, Decision, Ip, MAX_POLICY_ROWS, MAX_SOURCES, PolicyKey, PolicyRow, PolicyTable, Reason,
+    SourceKey, UNKNOWN_IDENTITY, decide,
 };
 use ipnet::IpNet;
 
 use super::lower::{L4Policy, lower};
 use super::matching::{Asked, Face, Peer};
 use super::notes::Notes;
-use super::{Applicable, AuthorizationPolicy, Finding, Interner, Strictness};
+use super::{Applicable, AuthorizationPolicy, Code, Finding, Interner, Strictness};
 use crate::identity::SpiffeId;
 use crate::model::{Mesh, Workload};
 use class::{ANYWHERE, Class, source_key};
@@ -176,6 +178,8 @@ pub fn compile(mesh: &Mesh, interner: &mut Interner) -> Compiled {
     let mut classes = ClassCache::new();
     let classes_of = classify(mesh, &groups, interner, &mut classes);
     interner.groups = groups;
+    let mut findings = findings(mesh, interner);
+    findings.extend(closed(&classes));
     let mut rows = HashMap::with_capacity(classes.values().map(|c| c.rows.len()).sum());
     let mut sources = HashMap::new();
     let mut by_id = HashMap::with_capacity(classes.len());
@@ -191,7 +195,7 @@ pub fn compile(mesh: &Mesh, interner: &mut Interner) -> Compiled {
         sources: Arc::new(sources),
         identities: interner.identities().clone(),
         policy_names: interner.policies().clone(),
-        findings: findings(mesh, interner),
+        findings,
         notes: interner.notes().clone(),
         classes_of,
         classes: by_id,
@@ -350,11 +354,38 @@ impl CachedClass {
         class: Arc<Class>,
         parts: Vec<Part>,
         sources: Vec<(SourceBlock, u32)>,
-        interner: &Interner,
+        interner: &mut Interner,
     ) -> Self {
-        let rows = parts.iter().flat_map(|part| class.rows(part.id, part.source, interner)).collect();
-        Self { id, class, identities: interner.count(), parts, sources, rows }
+        let mut rows = Vec::new();
+        let fits = sources.len() <= MAX_SOURCES
+            && parts.iter().all(|part| {
+                let room = MAX_POLICY_ROWS.saturating_sub(rows.len());
+                let part = class.rows(part.id, part.source, interner, room);
+                part.map(|part| rows.extend(part)).is_some()
+            });
+        if fits {
+            return Self { id, class, identities: interner.count(), parts, sources, rows };
+        }
+        // Another number: its rows would not change all at once.
+        let closed = Arc::new(class.without_room());
+        let part = Part { id: interner.new_class(), source: ANYWHERE };
+        Self::with_rows(part.id, closed, vec![part], Vec::new(), interner)
     }
+}
+
+/// The policies of closed classes.
+fn closed(classes: &ClassCache) -> BTreeSet<Finding> {
+    let classes = classes.values().map(|cached| &cached.class).filter(|class| class.closed);
+    let finding = |policy: &Arc<L4Policy>| Finding {
+        code: Code::TooManyRows,
+        object: format!("AuthorizationPolicy {}", policy.name),
+        field: "spec.rules".to_owned(),
+        message: format!(
+            "the policies of a workload of this one need more than {MAX_POLICY_ROWS} rows (identities times ports), \
+             so every connection to it is refused; name fewer ports"
+        ),
+    };
+    classes.flat_map(|class| class.policies().map(finding)).collect()
 }
 
 #[cfg(test)]

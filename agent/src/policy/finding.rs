@@ -63,6 +63,8 @@ pub enum Code {
     PeerAuthenticationIgnored,
     /// A principal written with `spiffe://` never matches.
     PrincipalWithScheme,
+    /// The kernel has no room for what it compiles to: its workloads are closed.
+    TooManyRows,
     /// Left to waypoints.
     WaypointPolicy,
 }

@@ -48,9 +48,18 @@ impl<T> Default for Test<T> {
     }
 }
 
-impl<T: Clone> Test<T> {
+impl<T: Clone + Ord> Test<T> {
+    /// Sorted, each once, which [`Test::has`] relies on.
     fn new(any: &[T], none: &[T]) -> Self {
-        Self { any: any.to_vec(), none: none.to_vec() }
+        Self::from_lists(any.to_vec(), none.to_vec())
+    }
+
+    fn from_lists(mut any: Vec<T>, mut none: Vec<T>) -> Self {
+        for list in [&mut any, &mut none] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        Self { any, none }
     }
 }
 
@@ -270,7 +279,7 @@ impl Reader {
 
     fn principals(&self, any: &[StringMatch], none: &[StringMatch]) -> Test<StringMatch> {
         let all = |list: &[StringMatch]| list.iter().flat_map(|p| self.aliases(p)).collect();
-        Test { any: all(any), none: all(none) }
+        Test::from_lists(all(any), all(none))
     }
 
     /// The pattern in each of the mesh's trust domains, when it names one of them in full. `cluster.local` in a policy

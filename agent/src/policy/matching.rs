@@ -70,7 +70,7 @@ impl L4Match {
     /// `destination` is `None` where no policy asks for it.
     fn holds(&self, asked: &Asked<'_>, destination: Option<IpAddr>) -> bool {
         let Asked { peer, port, source } = asked;
-        self.ports.holds(|p| p == port)
+        self.ports.has(port)
             && self.principals.holds(|p| text_holds(p, peer, |face| &face.principal))
             && self.namespaces.holds(|n| text_holds(n, peer, |face| &face.account.namespace))
             && self.accounts.holds(|a| matches!(peer, Peer::Known(face) if face.account == *a))
@@ -84,6 +84,14 @@ fn text_holds(pattern: &StringMatch, peer: &Peer, text: impl Fn(&Face) -> &Strin
         Peer::Known(face) => string_matches(pattern, text(face)),
         Peer::Plaintext => false,
         Peer::Stranger => *pattern == StringMatch::Present,
+    }
+}
+
+impl<T: Ord> Test<T> {
+    /// [`Self::holds`] for equality, fast in long lists.
+    fn has(&self, value: &T) -> bool {
+        (self.any.is_empty() || self.any.binary_search(value).is_ok())
+            && self.none.binary_search(value).is_err()
     }
 }
 

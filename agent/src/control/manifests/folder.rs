@@ -1,19 +1,20 @@
 //! What the folder held at the last look, and what has changed since.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{DirEntry, FileType};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use super::claims::Claims;
 use super::file::{self, Content};
 use super::stamp::Stamp;
-use crate::control::{Ignored, Object, ObjectRef, Problem, Report, Update};
+use crate::control::{Ignored, Problem, Report, Update};
 
 pub(super) struct Folder {
     dir: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    objects: HashMap<ObjectRef, Object>,
+    claims: Claims,
     report: Report,
 }
 
@@ -31,14 +32,17 @@ type Found = Result<Stamp, Problem>;
 impl Folder {
     pub(super) fn new(dir: &Path) -> Self {
         let dir = dir.to_owned();
-        Self { dir, files: BTreeMap::new(), objects: HashMap::new(), report: Report::default() }
+        Self { dir, files: BTreeMap::new(), claims: Claims::default(), report: Report::default() }
     }
 
     /// Reads what has changed and says what that changes.
     pub(super) fn scan(&mut self) -> Vec<Update> {
         let trouble = match list(&self.dir) {
             Ok(found) => {
-                self.files.retain(|path, _| found.contains_key(path));
+                for (path, file) in self.files.extract_if(.., |path, _| !found.contains_key(path)) {
+                    let held = file.good.map(|(_, content)| content.objects).unwrap_or_default();
+                    self.claims.remove(&path, &held);
+                }
                 found.into_iter().for_each(|(path, found)| self.visit(path, found));
                 Vec::new()
             }
@@ -67,7 +71,13 @@ impl Folder {
         };
         let read = found.map_err(|p| vec![p]).and_then(|stamp| Ok((stamp, file::read(&path)?)));
         let file = match read {
-            Ok(content) => File { stamp, good: Some(content), problems: Vec::new() },
+            Ok((stamp, content)) => {
+                if let Some((_, old)) = &good {
+                    self.claims.remove(&path, &old.objects);
+                }
+                self.claims.add(&path, stamp, &content.objects);
+                File { stamp: Some(stamp), good: Some((stamp, content)), problems: Vec::new() }
+            }
             Err(mut problems) => {
                 problems.iter_mut().for_each(|p| p.remedy = remedy(good.is_some(), &p.remedy));
                 File { stamp, good, problems }
@@ -77,20 +87,9 @@ impl Folder {
     }
 
     fn updates(&mut self, mut problems: Vec<Problem>) -> Vec<Update> {
-        let (objects, doubles) = self.merge();
         problems.extend(self.files.values().flat_map(|f| f.problems.iter().cloned()));
-        problems.extend(file::shorten(&self.dir, doubles));
-        let mut updates: Vec<Update> = Vec::new();
-        let gone = self.objects.keys().filter(|key| !objects.contains_key(key));
-        let mut gone: Vec<_> = gone.cloned().collect();
-        gone.sort_unstable();
-        updates.extend(gone.into_iter().map(Update::Remove));
-        let changed =
-            objects.iter().filter(|(key, object)| !self.objects.get(key).is_some_and(|old| old.same(object)));
-        let mut changed: Vec<_> = changed.collect();
-        changed.sort_unstable_by_key(|(key, _)| *key);
-        updates.extend(changed.into_iter().map(|(_, object)| Update::Upsert(object.clone())));
-        self.objects = objects;
+        problems.extend(file::shorten(&self.dir, self.claims.doubles()));
+        let mut updates = self.claims.updates();
         let report = Report { problems, ignored: self.ignored() };
         if report != self.report {
             log(&self.report, &report);
@@ -98,28 +97,6 @@ impl Folder {
             updates.push(Update::Report(report));
         }
         updates
-    }
-
-    /// Every object, from the file that counts; and the doubles.
-    fn merge(&self) -> (HashMap<ObjectRef, Object>, Vec<Problem>) {
-        let mut chosen: HashMap<ObjectRef, (Stamp, &Path, &Object)> = HashMap::new();
-        let mut doubles = Vec::new();
-        for (path, file) in &self.files {
-            let Some((stamp, content)) = &file.good else { continue };
-            for object in &content.objects {
-                let key = object.key();
-                let new = (*stamp, path.as_path(), object);
-                let Some(old) = chosen.get(&key).copied() else {
-                    chosen.insert(key, new);
-                    continue;
-                };
-                let younger = stamp.is_younger_than(&old.0);
-                let (wins, loses) = if younger { (new, old) } else { (old, new) };
-                doubles.push(double(&key, wins.1, loses.1));
-                chosen.insert(key, wins);
-            }
-        }
-        (chosen.into_iter().map(|(key, (_, _, object))| (key, object.clone())).collect(), doubles)
     }
 
     fn ignored(&self) -> Vec<Ignored> {
@@ -141,17 +118,6 @@ fn remedy(has_good: bool, todo: &str) -> String {
         true => format!("the file's last good content stays in force; {todo}"),
         false => format!("nothing of this file is in force; {todo}"),
     }
-}
-
-fn double(key: &ObjectRef, wins: &Path, loses: &Path) -> Problem {
-    let (message, remedy) = if wins == loses {
-        ("is in this file twice".to_owned(), "the first one counts; remove one of them".to_owned())
-    } else {
-        let wins = wins.display();
-        (format!("is also in {wins}"), format!("the one in {wins} counts; remove one of them"))
-    };
-    let (file, field) = (loses.display().to_string(), "metadata.name".to_owned());
-    Problem { file, line: 0, object: key.to_string(), field, message, remedy }
 }
 
 /// Each problem is logged when it appears, not at every look.

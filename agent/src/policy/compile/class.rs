@@ -1,6 +1,6 @@
 //! A policy class: what it decides, and the rows that say so.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use culvert_common::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::policy::lower::L4Policy;
+use crate::policy::lower::{L4Policy, Test};
 use crate::policy::matching::{Asked, Peer};
 use crate::policy::notes::{Note, Notes, Would};
 use crate::policy::{Action, Interner, Strictness};
@@ -19,11 +19,17 @@ pub(super) const ANYWHERE: IpNet = IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6A
 /// Every IPv4 address. Blocks of one family say nothing about the other.
 const ANY_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0));
 
+/// How many verdicts (identities times ports) are weighed for one class before it is closed: 20 bytes each.
+const MOST_VERDICTS: usize = 4 << 20;
+
 /// A policy with its index in `policy_names`.
 type Indexed = (u32, Arc<L4Policy>);
 
 /// What a class consists of; policies in the order of their names.
+#[derive(Clone)]
 pub(super) struct Class {
+    /// There is no room for its rows: it refuses everything.
+    pub(super) closed: bool,
     custom: Vec<Indexed>,
     deny: Vec<Indexed>,
     allow: Vec<Indexed>,
@@ -47,6 +53,7 @@ impl Class {
         let of = |action| indexed.iter().filter(|(_, p)| p.action == action).cloned().collect();
         let mut index = |by: &Option<crate::policy::StrictBy>| by.as_ref().map(|by| interner.policy(&by.0));
         Self {
+            closed: false,
             custom: of(Action::Custom),
             deny: of(Action::Deny),
             allow: of(Action::Allow),
@@ -58,8 +65,16 @@ impl Class {
         }
     }
 
+    /// The class, closed.
+    pub(super) fn without_room(&self) -> Self {
+        Self { closed: true, ..self.clone() }
+    }
+
     /// The verdict, and what is to be noted beside it.
     pub(super) fn decide(&self, asked: &Asked<'_>, notes: &Notes) -> Decision {
+        if self.closed {
+            return Decision::refuse(Reason::NoPolicyState);
+        }
         let decision = self.verdict(asked, false);
         if !self.dry_run && self.audit.is_empty() {
             return decision;
@@ -118,7 +133,7 @@ impl Class {
         self.custom.iter().chain(&self.deny).chain(&self.allow).chain(&self.audit)
     }
 
-    fn policies(&self) -> impl Iterator<Item = &Arc<L4Policy>> {
+    pub(super) fn policies(&self) -> impl Iterator<Item = &Arc<L4Policy>> {
         self.indexed().map(|(_, policy)| policy)
     }
 
@@ -136,35 +151,51 @@ impl Class {
 
     /// Blocks in groups of equal verdicts. Empty: no policy asks for the client's address.
     pub(super) fn sources(&self) -> Vec<Vec<IpNet>> {
-        let blocks = self.blocks();
-        let tests = || self.policies().flat_map(|p| p.alternatives()).map(|a| &a.sources);
+        let alternatives = self.policies().flat_map(|p| p.alternatives());
+        let tests = alternatives.map(|a| &a.sources).filter(|test| !test.is_empty());
+        let tests: Vec<_> = tests.map(Blocks::from).collect();
         let mut groups: BTreeMap<Vec<bool>, Vec<IpNet>> = BTreeMap::new();
-        for block in blocks {
-            let verdicts = tests().filter(|t| !t.is_empty()).map(|t| t.holds(|known| known.contains(&block)));
-            groups.entry(verdicts.collect()).or_default().push(block);
+        for block in self.blocks() {
+            let verdicts = tests.iter().map(|test| test.holds(&block)).collect();
+            groups.entry(verdicts).or_default().push(block);
         }
         groups.into_values().collect()
     }
 
-    /// The rows for clients of one group of blocks, of which `source` is one.
-    pub(super) fn rows(&self, id: u32, source: IpNet, interner: &Interner) -> Vec<(PolicyKey, PolicyRow)> {
+    /// The rows for clients of one group of blocks, of which `source` is one; no more than `room`, else `None`.
+    pub(super) fn rows(
+        &self,
+        id: u32,
+        source: IpNet,
+        interner: &Interner,
+        room: usize,
+    ) -> Option<Vec<(PolicyKey, PolicyRow)>> {
+        if self.closed {
+            let row = PolicyRow::new(Decision::refuse(Reason::NoPolicyState));
+            return Some(vec![(PolicyKey::new(id, ANY_IDENTITY, ANY_PORT), row)]);
+        }
         let ports = self.ports();
         let of = |peer: &Peer| Verdicts::of(self, peer, source, &ports, interner.notes());
-        let named: Vec<(u32, Verdicts)> = self
-            .candidates(interner)
-            .into_iter()
-            .filter_map(|identity| interner.peer(identity).map(|peer| (identity, of(peer))))
-            .collect();
-        let general = most_common(&named, of(&Peer::Stranger), interner.count());
+        let stranger = of(&Peer::Stranger);
+        let mut named: Vec<(u32, Verdicts)> = Vec::new();
+        // Each may need a row for each port: those that need none are found only when all are known.
+        let most = MOST_VERDICTS / (ports.len() + 1);
+        for identity in self.candidates(interner) {
+            let Some(peer) = interner.peer(identity) else { continue };
+            named.push((identity, of(peer)));
+            if named.len() > most {
+                return None;
+            }
+        }
+        let general = most_common(&named, &stranger, interner.count());
         let mut rows = Rows { class: id, rows: Vec::new() };
         rows.push(ANY_IDENTITY, ANY_PORT, general.other);
         for (port, decision) in general.exceptions() {
             rows.push(ANY_IDENTITY, port, decision);
         }
         rows.push_identity(UNKNOWN_IDENTITY, &of(&Peer::Plaintext), &general);
-        let stranger = of(&Peer::Stranger);
         if stranger != general {
-            let known: BTreeSet<u32> = named.iter().map(|(identity, _)| *identity).collect();
+            let known: HashSet<u32> = named.iter().map(|(identity, _)| *identity).collect();
             for identity in interner.numbers().filter(|n| !known.contains(n)) {
                 rows.push_identity(identity, &stranger, &general);
             }
@@ -172,7 +203,7 @@ impl Class {
         for (identity, verdicts) in &named {
             rows.push_identity(*identity, verdicts, &general);
         }
-        rows.rows
+        (rows.rows.len() <= room).then_some(rows.rows)
     }
 
     fn ports(&self) -> BTreeSet<u16> {
@@ -198,6 +229,30 @@ impl Class {
     }
 }
 
+/// A test of the client's address, fast in long lists.
+struct Blocks {
+    any: HashSet<IpNet>,
+    none: HashSet<IpNet>,
+}
+
+impl From<&Test<IpNet>> for Blocks {
+    fn from(test: &Test<IpNet>) -> Self {
+        let set = |list: &[IpNet]| list.iter().map(IpNet::trunc).collect();
+        Self { any: set(&test.any), none: set(&test.none) }
+    }
+}
+
+impl Blocks {
+    /// What the test says to every address of `block`, which has those of smaller blocks taken out.
+    fn holds(&self, block: &IpNet) -> bool {
+        let around = |set: &HashSet<IpNet>| {
+            let wider = std::iter::successors(Some(*block), IpNet::supernet);
+            !set.is_empty() && wider.into_iter().any(|net| set.contains(&net))
+        };
+        (self.any.is_empty() || around(&self.any)) && !around(&self.none)
+    }
+}
+
 /// The key and the prefix length of a block in the `sources` map.
 pub(super) fn source_key(class: u32, block: &IpNet) -> (SourceKey, u32) {
     let bits = u32::from(block.prefix_len()) + if block.addr().is_ipv4() { 96 } else { 0 };
@@ -209,18 +264,18 @@ const WORTH_IT: usize = 256;
 
 /// The verdicts that stand for any identity: a stranger's, unless a pattern gives most of the `total` numbered ones
 /// others. Identities that no policy names are strangers.
-fn most_common(named: &[(u32, Verdicts)], stranger: Verdicts, total: usize) -> Verdicts {
+fn most_common(named: &[(u32, Verdicts)], stranger: &Verdicts, total: usize) -> Verdicts {
     let mut counts: HashMap<&Verdicts, usize> = HashMap::new();
     for (_, verdicts) in named {
         *counts.entry(verdicts).or_default() += 1;
     }
-    let unnamed = total.saturating_sub(named.len()) + counts.get(&stranger).copied().unwrap_or(0);
+    let unnamed = total.saturating_sub(named.len()) + counts.get(stranger).copied().unwrap_or(0);
     // Of equals the least by content: which one it is must not depend on the order of a map.
     let most =
         counts.into_iter().max_by_key(|(verdicts, count)| (*count, std::cmp::Reverse(verdicts.weight())));
     match most {
         Some((verdicts, count)) if count > unnamed + WORTH_IT => verdicts.clone(),
-        _ => stranger,
+        _ => stranger.clone(),
     }
 }
 

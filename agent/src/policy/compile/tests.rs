@@ -9,6 +9,8 @@ use crate::model::{Settings, World};
 use crate::policy::evaluate::{Answer, Question, evaluate, evaluate_dry_run, matching};
 use crate::policy::*;
 
+mod large;
+
 fn settings() -> Settings {
     let (node, trust_domain, root_namespace) = ("n1".to_owned(), "td".to_owned(), "root".to_owned());
     Settings { node, trust_domain, root_namespace, ..Settings::default() }

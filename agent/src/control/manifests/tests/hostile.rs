@@ -319,7 +319,7 @@ fn a_file_that_becomes_a_pipe_after_it_was_listed_does_not_hang() {
 #[test]
 fn a_file_that_becomes_readable_is_read() {
     let mut spoilt = Spoilt::new();
-    std::fs::set_permissions(spoilt.path(), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(spoilt.path(), PermissionsExt::from_mode(0o0)).unwrap();
     // Root may read it all the same.
     let root = std::fs::read(spoilt.path()).is_ok();
     let updates = spoilt.folder.scan();
