@@ -11,11 +11,12 @@ use std::fmt::Write;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use culvert::bpf::{Kernel, KernelConfig};
 use culvert::control::{Update, manifests};
-use culvert::model::{Settings, World, desired};
+use culvert::model::{Settings, Snapshot, World, desired};
 use culvert::policy::{Interner, compile};
 use culvert::sys;
 use culvert_common::{Ip, Pod, cut};
@@ -132,6 +133,8 @@ struct Agent {
     world: World,
     interner: Interner,
     kernel: Kernel,
+    /// What readers hold: the last state is not free to be changed in place.
+    snapshot: Option<Snapshot>,
     compile: Duration,
     rows: usize,
 }
@@ -149,8 +152,10 @@ impl Agent {
         self.rows = compiled.rows.len();
         let serving: HashSet<String> =
             mesh.workloads.iter().filter(|w| w.node == self.settings.node).map(|w| w.uid.clone()).collect();
+        let (mesh, compiled) = (Arc::new(mesh), Arc::new(compiled));
         let desired = desired(&mesh, &compiled, &serving, &mut self.interner);
         self.kernel.maps.sync_before(&desired).expect("the maps take it");
+        self.snapshot = Some(Snapshot::new(mesh, compiled));
         self.kernel.maps.sync_after(&desired).expect("the maps let go");
         true
     }
@@ -170,8 +175,15 @@ async fn measure(policies: usize, workloads: usize) -> Row {
     .expect("the programs load");
     let settings = Settings { node: "n1".to_owned(), ..Settings::default() };
     let interner = Interner::new();
-    let mut agent =
-        Agent { settings, world: World::default(), interner, kernel, compile: Duration::ZERO, rows: 0 };
+    let mut agent = Agent {
+        settings,
+        world: World::default(),
+        interner,
+        kernel,
+        snapshot: None,
+        compile: Duration::ZERO,
+        rows: 0,
+    };
     let stop = CancellationToken::new();
     let mut updates = manifests::spawn(scratch.dir.path().to_owned(), stop.clone());
     while !agent.take(next(&mut updates).await) {}

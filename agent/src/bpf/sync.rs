@@ -28,8 +28,9 @@ impl Maps {
     /// Everything that must be there before workloads and pods may refer to it: names, policy rows, backends.
     pub fn sync_before(&self, desired: &Desired) -> io::Result<SyncStats> {
         let mut stats = SyncStats::default();
-        stats.written += upsert(&self.identities, "identities", &desired.identities)?;
-        stats.written += upsert(&self.policy_names, "policy_names", &desired.policy_names)?;
+        // These two are for the reader of a dump: without room for a name enforcement goes on.
+        stats.written += legible(upsert(&self.identities, "identities", &desired.identities));
+        stats.written += legible(upsert(&self.policy_names, "policy_names", &desired.policy_names));
         self.add_notes(&desired.notes)
             .map_err(|error| io::Error::other(format!("BPF map notes: cannot write entry: {error}")))?;
         stats.written += upsert(&self.policy, "policy", &desired.policy)?;
@@ -65,6 +66,13 @@ impl Maps {
         }
         Ok(())
     }
+}
+
+fn legible(written: io::Result<usize>) -> usize {
+    written.unwrap_or_else(|error| {
+        tracing::warn!(%error, "a dump of the maps will show numbers where a name should be");
+        0
+    })
 }
 
 /// Writes what is missing or different.

@@ -21,8 +21,8 @@ pub struct Desired {
     pub policy: Arc<HashMap<PolicyKey, PolicyRow>>,
     pub sources: Arc<HashMap<SourceBlock, u32>>,
     pub notes: Vec<u32>,
-    pub identities: HashMap<u32, Name>,
-    pub policy_names: HashMap<u32, Name>,
+    pub identities: Arc<HashMap<u32, Name>>,
+    pub policy_names: Arc<HashMap<u32, Name>>,
 }
 
 /// The maps for `mesh`. `serving` holds the uids of the local pods whose hooks are in place: a local pod that is to be
@@ -37,8 +37,8 @@ pub fn desired(
         policy: compiled.rows.clone(),
         sources: compiled.sources.clone(),
         notes: compiled.notes.ids(),
-        identities: compiled.identities.iter().map(|(id, n)| (*n, id.to_string().as_str().into())).collect(),
-        policy_names: compiled.policy_names.iter().map(|(text, n)| (*n, text.as_str().into())).collect(),
+        identities: interner.identity_names().clone(),
+        policy_names: interner.policy_names().clone(),
         ..Desired::default()
     };
     add_workloads(&mut maps, mesh, compiled, serving);

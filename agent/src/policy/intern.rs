@@ -1,11 +1,12 @@
 //! Numbers for what the kernel tables hold: given once, never changed, never given to anything else.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use culvert_common::{CLASS_BY_SOURCE, FIRST_IDENTITY, ServiceKey};
+use culvert_common::{CLASS_BY_SOURCE, FIRST_IDENTITY, Name, ServiceKey};
 
-use super::compile::{ClassCache, Groups, PolicyCache};
+use super::compile::Cache;
 use super::matching::{Face, Peer, string_matches};
 use super::notes::Notes;
 use super::{ServiceAccountName, StringMatch};
@@ -18,21 +19,21 @@ const PINNED_TEXT: usize = 254;
 #[derive(Default)]
 pub struct Interner {
     identities: Arc<HashMap<SpiffeId, u32>>,
+    identity_names: Arc<HashMap<u32, Name>>,
     peers: HashMap<u32, Peer>,
     by_principal: HashMap<String, u32>,
     by_namespace: HashMap<String, Vec<u32>>,
     by_account: HashMap<ServiceAccountName, Vec<u32>>,
     last_identity: u32,
     policies: Arc<HashMap<String, u32>>,
+    policy_names: Arc<HashMap<u32, Name>>,
     last_policy: u32,
     last_class: u32,
     services: HashMap<ServiceKey, u32>,
     last_service: u32,
     last_serial: u64,
     notes: Arc<Notes>,
-    pub(super) groups: Groups,
-    pub(super) policy_cache: PolicyCache,
-    pub(super) class_cache: ClassCache,
+    pub(super) cache: Cache,
 }
 
 impl Interner {
@@ -60,7 +61,7 @@ impl Interner {
     pub fn adopt_policy(&mut self, index: u32, name: &str) {
         self.last_policy = self.last_policy.max(index);
         if index > 0 && name.len() < PINNED_TEXT {
-            Arc::make_mut(&mut self.policies).entry(name.to_owned()).or_insert(index);
+            self.insert_policy(name, index);
         }
     }
 
@@ -97,8 +98,15 @@ impl Interner {
             return *index;
         }
         self.last_policy += 1;
-        Arc::make_mut(&mut self.policies).insert(name.to_owned(), self.last_policy);
+        self.insert_policy(name, self.last_policy);
         self.last_policy
+    }
+
+    fn insert_policy(&mut self, name: &str, index: u32) {
+        if let Entry::Vacant(vacant) = Arc::make_mut(&mut self.policies).entry(name.to_owned()) {
+            vacant.insert(index);
+            Arc::make_mut(&mut self.policy_names).insert(index, name.into());
+        }
     }
 
     /// The id of a service's virtual address and port, new or known.
@@ -121,6 +129,16 @@ impl Interner {
 
     pub(super) fn identities(&self) -> &Arc<HashMap<SpiffeId, u32>> {
         &self.identities
+    }
+
+    /// The content of the `identities` map.
+    pub(crate) fn identity_names(&self) -> &Arc<HashMap<u32, Name>> {
+        &self.identity_names
+    }
+
+    /// The content of the `policy_names` map.
+    pub(crate) fn policy_names(&self) -> &Arc<HashMap<u32, Name>> {
+        &self.policy_names
     }
 
     pub(super) fn policies(&self) -> &Arc<HashMap<String, u32>> {
@@ -150,7 +168,11 @@ impl Interner {
         self.by_principal.entry(face.principal.clone()).or_insert(id);
         self.by_namespace.entry(face.account.namespace.clone()).or_default().push(id);
         self.by_account.entry(face.account.clone()).or_default().push(id);
-        Arc::make_mut(&mut self.identities).entry(identity).or_insert(id);
+        if let Entry::Vacant(vacant) = Arc::make_mut(&mut self.identities).entry(identity) {
+            let name = Name::from(vacant.key().to_string().as_str());
+            vacant.insert(id);
+            Arc::make_mut(&mut self.identity_names).insert(id, name);
+        }
         self.peers.insert(id, Peer::Known(face));
     }
 

@@ -52,7 +52,7 @@ impl<'a> Applicable<'a> {
     /// An index of these policies.
     pub fn new(
         root_namespace: &'a str,
-        policies: &'a [Arc<AuthorizationPolicy>],
+        policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
         authn: &'a [Arc<PeerAuthentication>],
     ) -> Self {
         let mut index = Self {
@@ -61,7 +61,7 @@ impl<'a> Applicable<'a> {
             by_namespace: HashMap::new(),
             authn: HashMap::new(),
         };
-        for policy in policies.iter().filter(|p| p.attachment != Attachment::Waypoint) {
+        for policy in policies.into_iter().filter(|p| p.attachment != Attachment::Waypoint) {
             if policy.namespace == root_namespace {
                 index.mesh.add(policy);
             } else {

@@ -1,6 +1,7 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::*;
@@ -282,12 +283,38 @@ proptest! {
         };
         let mut interner = Interner::new();
         let before = mesh_with(&settings, pods(), &first, &strict);
-        check(&before, &compile(&before, &mut interner));
+        let old = compile(&before, &mut interner);
+        check(&before, &old);
         // The same interner, so that what it remembers must not be wrong; and a peer that is new.
         let mut more = pods();
         more.push(pod("b", "x-new", 9, BTreeMap::new()));
         let after = mesh_with(&settings, more, &second, &stricter);
-        check(&after, &compile(&after, &mut interner));
+        let new = compile(&after, &mut interner);
+        check(&after, &new);
+        // The kernel may hold both at once: no row and no block changes its meaning.
+        prop_assert!(old.rows.iter().all(|(key, row)| new.rows.get(key).is_none_or(|now| now == row)));
+        prop_assert!(old.sources.iter().all(|(key, class)| new.sources.get(key).is_none_or(|now| now == class)));
+    }
+
+    /// Policies come and go one by one among objects that stay: what is remembered is never wrong.
+    #[test]
+    fn step_by_step_is_as_all_at_once(first in policies(), changes in vec(policies(), 1..4), strict in authn()) {
+        let mut interner = Interner::new();
+        let mut world = World::default();
+        let pods = pods().into_iter().map(|p| Object::Pod(Arc::new(p)));
+        let authn = strict.iter().map(|p| Object::PeerAuthentication(Arc::new(p.clone())));
+        world.apply(pods.chain(authn).map(Update::Upsert).collect());
+        for (n, policies) in std::iter::once(first).chain(changes).enumerate() {
+            let upserts = policies.iter().map(|p| Object::AuthorizationPolicy(Arc::new(p.clone())));
+            world.apply(upserts.map(Update::Upsert).collect());
+            if let Some(gone) = policies.first().filter(|_| n % 2 == 1) {
+                world.apply(vec![Update::Remove(Object::AuthorizationPolicy(Arc::new(gone.clone())).key())]);
+            }
+            let mesh = world.resolve(&settings());
+            let compiled = compile(&mesh, &mut interner);
+            check(&mesh, &compiled);
+            prop_assert_eq!(compiled.rows.len(), compile(&mesh, &mut Interner::new()).rows.len());
+        }
     }
 }
 
