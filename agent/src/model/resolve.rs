@@ -1,6 +1,6 @@
 //! From objects to what they mean together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -53,7 +53,15 @@ fn workloads(world: &World, settings: &Settings) -> Vec<Workload> {
         let labels = world.namespaces.get(&(String::new(), namespace.to_owned()));
         Workload::new(pod, labels.map(AsRef::as_ref), identity.clone())
     });
-    resolved.collect()
+    // Two pods with one uid can only be a mistake in a file; neither may get the other's policies.
+    let mut uids = HashSet::new();
+    let unique = |mut workload: Workload| {
+        if !uids.insert(workload.uid.clone()) {
+            workload.uid = workload.full_name();
+        }
+        workload
+    };
+    resolved.map(unique).collect()
 }
 
 fn services(world: &World, settings: &Settings, workloads: &mut [Workload]) -> Vec<Service> {

@@ -75,3 +75,15 @@ fn a_local_pod_is_enrolled_only_when_it_is_served() {
     assert_eq!(after.workloads[&ip("10.0.0.1")].flags, flags::ENROLLED | flags::LOCAL);
     assert!(after.services == before.services);
 }
+
+#[test]
+fn two_pods_with_one_uid_are_two_workloads() {
+    let mut world = World::default();
+    for (name, n) in [("a", 1), ("b", 2)] {
+        world.apply(vec![pod(serde_json::json!({"metadata": {"name": name, "namespace": "n", "uid": "u"},
+            "status": {"podIP": format!("10.0.0.{n}")}}))]);
+    }
+    let mesh = world.resolve(&settings());
+    let uids: Vec<_> = mesh.workloads.iter().map(|w| w.uid.as_str()).collect();
+    assert_eq!(uids, ["u", "n/b"]);
+}
