@@ -59,6 +59,14 @@ const LLVM_LIBRARIES: Need = Need {
     },
 };
 
+/// What libFuzzer is built with.
+const CPP: Need = Need {
+    name: "g++",
+    why: "libFuzzer, which runs the fuzz targets, is written in C++",
+    packages: &["g++"],
+    present: || machine::program("c++").is_some() || machine::program("g++").is_some(),
+};
+
 /// What the lab and its scenarios call.
 pub(crate) const LAB: [Need; 4] = [
     Need {
@@ -91,6 +99,11 @@ pub(crate) const LAB: [Need; 4] = [
 pub(crate) fn lab() -> Result<()> {
     ensure(&LAB.iter().collect::<Vec<_>>())?;
     mounts::ensure()
+}
+
+/// A C++ compiler, for the fuzz targets.
+pub(crate) fn cpp_compiler() -> Result<()> {
+    ensure(&[&CPP])
 }
 
 /// A compiler and a linker for BPF, installed where they are missing.

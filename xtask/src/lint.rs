@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::exec::{self, Show};
-use crate::{ebpf, machine};
+use crate::{ebpf, install, machine};
 
 /// A check; what it says, if anything, is why it did not run.
 type Check = fn() -> Result<Option<&'static str>>;
@@ -45,9 +45,12 @@ pub(crate) fn fmt() -> Result<()> {
     Ok(())
 }
 
+/// Every crate for this machine, the fuzz targets too.
 fn clippy() -> Result<()> {
+    install::cpp_compiler()?;
     let mut command = exec::cargo("clippy");
-    command.args(["--locked", "--all-targets", "--target-dir"]).arg(machine::target_dir());
+    command.args(["--workspace", "--exclude", "culvert-ebpf", "--locked", "--all-targets", "--target-dir"]);
+    command.arg(machine::target_dir());
     command.args(["--", "-Dwarnings"]);
     exec::run("clippy", &mut command, Show::Nothing)?.ok("cargo clippy")?;
     Ok(())

@@ -1,7 +1,7 @@
 //! Culvert's commands for people who work on it: `cargo xtask VERB`.
 //!
 //! One file per verb. `machine` knows what this machine is, `install` and `mounts` get what it lacks, `exec` runs programs
-//! quietly; the verbs are [`ebpf`], [`build`], [`check`], [`lint`], [`test`] and [`lab`].
+//! quietly; the verbs are [`ebpf`], [`build`], [`check`], [`lint`], [`test`], [`fuzz`], [`bench`] and [`lab`].
 
 mod bench;
 mod btf;
@@ -9,6 +9,7 @@ mod build;
 mod check;
 mod ebpf;
 mod exec;
+mod fuzz;
 mod install;
 mod lab;
 mod lint;
@@ -60,11 +61,20 @@ enum Verb {
     FmtCheck,
     /// Check formatting, clippy, the BPF crate's warnings, and licences (cargo-deny, when installed)
     Lint,
-    /// Run everything: lint, builds, unit, property, ABI and kernel tests, scenarios
+    /// Run everything: lint, builds, unit, property, ABI and kernel tests, fuzz targets, scenarios
     Test {
-        /// The inner loop: no lint, no scenarios, few cases per property
+        /// The inner loop: no lint, no fuzzing, no scenarios, few cases per property
         #[arg(long)]
         quick: bool,
+    },
+    /// Feed random input to the parsers and to the policy compiler
+    Fuzz {
+        /// Only this one [default: every target]
+        #[arg(value_parser = fuzz::TARGETS)]
+        target: Option<String>,
+        /// How long each target runs
+        #[arg(long, default_value_t = 60, value_name = "N")]
+        seconds: u32,
     },
     /// Measure, in the release build: figures as a table, and as JSON
     Bench {
@@ -104,6 +114,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Check { fix } => return check::run(fix),
         Verb::FmtCheck => lint::fmt()?,
         Verb::Bench { subject } => bench::run(subject)?,
+        Verb::Fuzz { target, seconds } => return fuzz::run(target.as_deref(), seconds),
         Verb::Lint => lint::run()?,
         Verb::Test { quick } => return test::run(quick),
         Verb::Lab { args } => lab::lab(&args)?,

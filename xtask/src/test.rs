@@ -10,12 +10,14 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::exec::{self, Show};
-use crate::{build, ebpf, install, lint, machine};
+use crate::{build, ebpf, fuzz, install, lint, machine};
 use report::{Outcome, Report};
 use tally::Tally;
 
 /// Cases per property under `--quick`, where proptest's default is 256.
 const QUICK_CASES: &str = "32";
+/// How long each fuzz target runs: enough to replay its corpus and to look around.
+const FUZZ_SECONDS: u32 = 10;
 
 /// Runs the stages. A failed stage does not stop those that do not need it.
 pub(crate) fn run(quick: bool) -> Result<ExitCode> {
@@ -38,6 +40,11 @@ pub(crate) fn run(quick: bool) -> Result<ExitCode> {
     };
     report.stage("tools, mounts", || gate(install::lab));
     report.stage("cargo test", || cargo_test(quick));
+    if quick {
+        report.skip("fuzz", "--quick");
+    } else {
+        report.stage("fuzz", fuzz_targets);
+    }
     if quick {
         report.skip("scenarios", "--quick");
     } else if !programs {
@@ -80,6 +87,32 @@ fn cargo_test(quick: bool) -> Outcome {
     let failures = tally::failures(&finished.output);
     let text = if failures.is_empty() { finished.tail() } else { failures };
     Outcome::Failed(total, format!("{text}\nall of it: {}", machine::short(&finished.log)))
+}
+
+/// Each fuzz target for a few seconds; one counts as a test.
+fn fuzz_targets() -> Outcome {
+    if let Err(error) = fuzz::build() {
+        return Outcome::failed(format!("{error:#}"));
+    }
+    let mut tally = Tally::default();
+    let mut failures = String::new();
+    for name in fuzz::TARGETS {
+        match fuzz::fuzz(name, FUZZ_SECONDS) {
+            Ok(fuzz::Ended::Clean(reached)) => {
+                println!("  {name}: {reached}");
+                tally.passed += 1;
+            }
+            Ok(fuzz::Ended::Found(text)) => {
+                tally.failed += 1;
+                failures += &format!("{name}:\n{text}\n");
+            }
+            Err(error) => {
+                tally.failed += 1;
+                failures += &format!("{name}: {error:#}\n");
+            }
+        }
+    }
+    if tally.failed == 0 { Outcome::Passed(tally) } else { Outcome::Failed(tally, failures) }
 }
 
 /// The scenario files, played in labs.
