@@ -86,6 +86,10 @@ pub(crate) fn fuzz(name: &str, seconds: u32) -> Result<Ended> {
         .args([LONGEST_INPUT, LONGEST_RUN, MOST_MEMORY, "-print_final_stats=1"])
         .args([&corpus, &machine::root().join("tests/fuzz/corpus").join(name)])
         .current_dir(machine::root());
+    let words = machine::root().join("tests/fuzz").join(name).with_extension("dict");
+    if words.is_file() {
+        command.arg(format!("-dict={}", words.display()));
+    }
     exec::forget_cargo(&mut command);
     let finished = exec::run(&format!("fuzz-{name}"), &mut command, Show::Nothing)?;
     if finished.success {
