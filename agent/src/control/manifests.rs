@@ -34,8 +34,8 @@ const TICK: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 ///
-/// Everything that is wrong with it, in the order of the file; each names `path`, and has no remedy yet. A file is taken
-/// as a whole, so one problem is enough to refuse it.
+/// What is wrong with it, in the order of the file; each names `path`, and has a remedy only where that is not to correct
+/// the file. A file is taken as a whole, so one problem is enough to refuse it.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Object>, Vec<Problem>> {
     file::parse(path, bytes).map(|content| content.objects)
 }
