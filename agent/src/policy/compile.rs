@@ -23,6 +23,7 @@ use culvert_common::{
 };
 use ipnet::IpNet;
 
+use super::evaluate::Answer;
 use super::matching::{Asked, Face, Peer};
 use super::notes::Notes;
 use super::{Finding, Interner};
@@ -102,6 +103,26 @@ impl Compiled {
                 None => Decision::refuse(Reason::NoPolicyState),
             },
         }
+    }
+}
+
+impl Compiled {
+    /// A decision in the reference's words; `None`: it has no such words.
+    pub fn in_words(&self, decision: Decision) -> Option<Answer> {
+        let policy = || {
+            let named = self.policy_names.iter().find(|(_, index)| **index == decision.policy);
+            named.map(|(name, _)| name.clone())
+        };
+        Some(match decision.reason {
+            Reason::Allowed => Answer::Allowed(policy()?),
+            Reason::DeniedByPolicy => Answer::Denied(policy()?),
+            Reason::NoAuthorizer => Answer::NobodyToAsk(policy()?),
+            Reason::NoPolicy => Answer::NoPolicy,
+            Reason::NotAllowed => Answer::NotAllowed(policy()?),
+            Reason::StrictPlaintext => Answer::Strict(policy()?),
+            _ => return None,
+        })
+        .filter(|answer| answer.allowed() == decision.allowed())
     }
 }
 

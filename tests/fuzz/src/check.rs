@@ -1,11 +1,12 @@
 //! The promises.
 
+use std::net::IpAddr;
+
 use culvert::control::{Object, Problem, Update};
 use culvert::identity::SpiffeId;
 use culvert::model::{Settings, World};
-use culvert::policy::evaluate::{Answer, Question, evaluate};
-use culvert::policy::{AuthorizationPolicy, Compiled, Interner, PeerAuthentication, compile};
-use culvert_common::{Decision, Reason};
+use culvert::policy::evaluate::{Question, evaluate};
+use culvert::policy::{AuthorizationPolicy, Interner, PeerAuthentication, compile};
 
 /// Ports that policies like to name, and one that they do not.
 const PORTS: [u16; 5] = [1, 80, 81, 8080, 65535];
@@ -33,12 +34,8 @@ pub(crate) fn written_objects_are_named(problems: &[Problem], text: &str) {
 pub(crate) fn rows_decide_as_the_reference(objects: Vec<Object>) {
     let mut world = World::default();
     world.apply(objects.into_iter().map(Update::Upsert).collect());
-    let settings = Settings {
-        node: "n1".to_owned(),
-        trust_domain: "td".to_owned(),
-        root_namespace: "root".to_owned(),
-        cluster_domain: "cluster.local".to_owned(),
-    };
+    let (trust_domain, root_namespace) = ("td".to_owned(), "root".to_owned());
+    let settings = Settings { trust_domain, root_namespace, ..Settings::default() };
     let mesh = world.resolve(&settings);
     let compiled = compile(&mesh, &mut Interner::new());
     let policies: Vec<AuthorizationPolicy> = mesh.policies.iter().map(|p| p.as_ref().clone()).collect();
@@ -46,34 +43,20 @@ pub(crate) fn rows_decide_as_the_reference(objects: Vec<Object>) {
         mesh.peer_authentications.iter().map(|p| p.as_ref().clone()).collect();
     let strangers = [SpiffeId::new("other", "a", "x"), SpiffeId::new("td", "zz", "zz")];
     let peers = compiled.identities.keys().take(MOST).chain(&strangers).map(Some).chain([None]);
-    let enrolled = mesh.workloads.iter().filter(|w| w.enrolled).take(MOST);
-    for (peer, workload) in peers.flat_map(|peer| enrolled.clone().map(move |w| (peer, w))) {
-        for port in PORTS {
-            let (namespace, labels) = (workload.namespace.as_str(), &workload.labels);
-            let question = Question { root_namespace: "root", namespace, labels, peer, port };
-            let decision = compiled.decide(compiled.class_of[&workload.uid], peer, port);
+    let sources = ["10.0.0.1", "192.168.0.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>());
+    let enrolled = mesh.workloads.iter().enumerate().filter(|(_, w)| w.enrolled).take(MOST);
+    for (peer, (n, workload)) in peers.flat_map(|peer| enrolled.clone().map(move |w| (peer, w))) {
+        let (namespace, labels, settings) = (workload.namespace.as_str(), &workload.labels, &settings);
+        let from = sources.iter().flatten().flat_map(|ip| PORTS.map(|port| (*ip, port)));
+        for ((source, port), destination) in
+            from.flat_map(|from| workload.addresses.iter().map(move |ip| (from, *ip)))
+        {
+            let question = Question { settings, namespace, labels, peer, source, destination, port };
+            let class = compiled.class_of(n, destination);
+            let decision = class.map(|class| compiled.decide(class, peer, source, port));
             let reference = evaluate(&question, &policies, &authn);
-            assert_eq!(
-                answer(&compiled, decision),
-                Some(reference),
-                "{question:?}\n{policies:#?}\n{authn:#?}"
-            );
+            let answer = decision.and_then(|decision| compiled.in_words(decision));
+            assert_eq!(answer, Some(reference), "{question:?}\n{policies:#?}\n{authn:#?}");
         }
     }
-}
-
-/// A decision in the reference's words; `None`: it has no such words.
-fn answer(compiled: &Compiled, decision: Decision) -> Option<Answer> {
-    let named =
-        |index: u32| compiled.policy_names.iter().find(|(_, n)| **n == index).map(|(name, _)| name.clone());
-    let allowed = matches!(decision.reason, Reason::Allowed | Reason::NoPolicy);
-    assert_eq!(decision.allowed(), allowed, "{decision:?}");
-    Some(match decision.reason {
-        Reason::Allowed => Answer::Allowed(named(decision.policy)?),
-        Reason::DeniedByPolicy => Answer::Denied(named(decision.policy)?),
-        Reason::NotAllowed => Answer::NotAllowed(named(decision.policy)?),
-        Reason::StrictPlaintext => Answer::Strict(named(decision.policy)?),
-        Reason::NoPolicy => Answer::NoPolicy,
-        _ => return None,
-    })
 }

@@ -47,7 +47,7 @@ fn pod(namespace: &str, account: &str, app: &str, n: usize) -> Value {
             "labels": {"app": app, "istio.io/dataplane-mode": "ambient"},
         },
         "spec": {"serviceAccountName": account},
-        "status": {"podIP": format!("10.0.0.{n}")},
+        "status": {"podIPs": [{"ip": format!("10.0.0.{n}")}, {"ip": format!("fd00::{n}")}]},
     })
 }
 
@@ -84,6 +84,7 @@ struct Source {
     service_accounts: Vec<Account>,
     not_service_accounts: Vec<Account>,
     ip_blocks: Vec<Block>,
+    not_ip_blocks: Vec<Block>,
     other: Option<(Unseen, Word)>,
 }
 
@@ -129,7 +130,9 @@ macro_rules! texts {
 
 texts!(Word {
     A = "a",
+    Address = "10.0.0.1",
     B = "b",
+    Block = "10.0.0.0/31",
     Middle = "a*b",
     Port = "80",
     Prefix = "ro*",
@@ -247,6 +250,7 @@ impl Source {
             "serviceAccounts" = self.service_accounts,
             "notServiceAccounts" = self.not_service_accounts,
             "ipBlocks" = self.ip_blocks,
+            "notIpBlocks" = self.not_ip_blocks,
         );
         if let Some((field, value)) = &self.other {
             source.insert(field.text(), json!([value.text()]));

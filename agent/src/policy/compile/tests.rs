@@ -55,25 +55,6 @@ fn class_of(mesh: &Mesh, compiled: &Compiled, uid: &str) -> u32 {
     compiled.class_of(n, pod.addresses[0]).unwrap()
 }
 
-fn answer(compiled: &Compiled, decision: Decision) -> Answer {
-    let name =
-        compiled.policy_names.iter().find(|(_, n)| **n == decision.policy).map(|(name, _)| name.clone());
-    assert_eq!(
-        decision.allowed(),
-        matches!(decision.reason, Reason::Allowed | Reason::NoPolicy),
-        "{decision:?}"
-    );
-    match decision.reason {
-        Reason::Allowed => Answer::Allowed(name.unwrap()),
-        Reason::DeniedByPolicy => Answer::Denied(name.unwrap()),
-        Reason::NotAllowed => Answer::NotAllowed(name.unwrap()),
-        Reason::StrictPlaintext => Answer::Strict(name.unwrap()),
-        Reason::NoPolicy => Answer::NoPolicy,
-        Reason::NoAuthorizer => Answer::NobodyToAsk(name.unwrap()),
-        other => panic!("{other:?}"),
-    }
-}
-
 /// What the reference has to say beside the verdict.
 fn expected_note(
     question: &Question<'_>,
@@ -112,7 +93,7 @@ fn check(mesh: &Mesh, compiled: &Compiled) {
                 let decision = compiled.decide(class, peer, source, port);
                 let expected = evaluate(&question, &policies, &authn);
                 let context = || format!("{question:?} {policies:#?} {authn:#?}");
-                assert_eq!(answer(compiled, decision), expected, "{}", context());
+                assert_eq!(compiled.in_words(decision).as_ref(), Some(&expected), "{}", context());
                 let note = compiled.notes.text(decision.note);
                 assert_eq!(note, expected_note(&question, &policies, &authn, &expected), "{}", context());
             }
@@ -531,7 +512,7 @@ fn refusals_name_the_policy_and_l7_fails_safe() {
     let peer = SpiffeId::new("td", "b", "x");
     let ask = |uid: &str| {
         let class = class_of(&mesh, &compiled, uid);
-        answer(&compiled, compiled.decide(class, Some(&peer), Ipv4Addr::LOCALHOST.into(), 80))
+        compiled.in_words(compiled.decide(class, Some(&peer), Ipv4Addr::LOCALHOST.into(), 80)).unwrap()
     };
     assert_eq!(ask("a/x-0"), Answer::NotAllowed("a/deny-all".into()));
     assert_eq!(ask("b/x-2"), Answer::Denied("b/deny".into()));
