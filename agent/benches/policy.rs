@@ -1,8 +1,9 @@
 //! `cargo xtask bench policy`: what policy costs at scale, on the running kernel. Needs root.
 //!
 //! The pipeline is the agent's own, from the manifests folder to the kernel's maps; only the enrolment of real pods is left
-//! out: this process plays the one pod, inside a cgroup of its own. A decision in the kernel is timed as a refused
-//! connect(), which never leaves the hook: socket lookup, four table look-ups at most, verdict, event.
+//! out: this process plays the one pod, inside a cgroup of its own. A decision in the kernel is timed twice: the
+//! destination's program alone (BPF_PROG_TEST_RUN: look-ups, verdict, event), and a refused connect(), which never leaves the
+//! source's hook.
 
 #![expect(clippy::expect_used, reason = "a bench ends where its machine does not give what it needs")]
 
@@ -19,7 +20,7 @@ use culvert::control::{Update, manifests};
 use culvert::model::{Settings, Snapshot, World, desired};
 use culvert::policy::{Interner, compile};
 use culvert::sys;
-use culvert_common::{Ip, Pod, cut};
+use culvert_common::{Ip, Pod, Tuple, cut};
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,9 @@ const NAMESPACES: usize = 100;
 const APPS: usize = 50;
 const CHANGES: usize = 21;
 const CONNECTS: usize = 20_000;
+const BATCHES: usize = 21;
+/// An identity that no policy names: every policy's workload refuses it.
+const STRANGER: u32 = 15;
 
 fn main() {
     let json = std::env::args().skip_while(|a| a != "--json").nth(1).map(PathBuf::from);
@@ -39,13 +43,13 @@ fn main() {
         &[(10, 100), (1_000, 10_000), (10_000, 10_000), (10_000, 100_000)]
     };
     println!(
-        "policies  workloads  full start  compile   one change in force   rows     map memory  refused connect()"
+        "policies  workloads  full start  compile   one change in force   rows     map memory  program on a SYN  refused connect()"
     );
     let mut rows = Vec::new();
     for (policies, workloads) in sizes {
         let row = runtime.block_on(measure(*policies, *workloads));
         println!(
-            "{:>8}  {:>9}  {:>8.0} ms  {:>5.1} ms  {:>6.1} ms (max {:>5.1})  {:>7}  {:>7.1} MiB  {:>14.2} µs",
+            "{:>8}  {:>9}  {:>8.0} ms  {:>5.1} ms  {:>6.1} ms (max {:>5.1})  {:>7}  {:>7.1} MiB  {:>13.0} ns  {:>14.2} µs",
             row.policies,
             row.workloads,
             ms(row.start),
@@ -54,6 +58,7 @@ fn main() {
             ms(row.change_max),
             row.rows,
             row.map_bytes as f64 / f64::from(1 << 20),
+            row.program.as_secs_f64() * 1e9,
             row.refused.as_secs_f64() * 1e6,
         );
         rows.push(row.json());
@@ -73,6 +78,7 @@ struct Row {
     change_max: Duration,
     rows: usize,
     map_bytes: u64,
+    program: Duration,
     refused: Duration,
 }
 
@@ -80,7 +86,7 @@ impl Row {
     fn json(&self) -> String {
         format!(
             "  {{\"policies\": {}, \"workloads\": {}, \"full_start_ms\": {:.1}, \"compile_ms\": {:.2}, \"change_ms\": {:.2}, \
-             \"change_max_ms\": {:.2}, \"rows\": {}, \"map_bytes\": {}, \"refused_connect_us\": {:.3}}}",
+             \"change_max_ms\": {:.2}, \"rows\": {}, \"map_bytes\": {}, \"program_ns\": {}, \"refused_connect_us\": {:.3}}}",
             self.policies,
             self.workloads,
             ms(self.start),
@@ -89,6 +95,7 @@ impl Row {
             ms(self.change_max),
             self.rows,
             self.map_bytes,
+            self.program.as_nanos(),
             self.refused.as_secs_f64() * 1e6,
         )
     }
@@ -194,6 +201,7 @@ async fn measure(policies: usize, workloads: usize) -> Row {
         changes.push(change(&mut agent, &mut updates, scratch.dir.path(), n).await);
     }
     changes.sort();
+    let program = program(&agent);
     let refused = connects(&scratch, &agent);
     stop.cancel();
     Row {
@@ -205,6 +213,7 @@ async fn measure(policies: usize, workloads: usize) -> Row {
         change_max: changes[CHANGES - 1],
         rows,
         map_bytes: map_memory(&scratch.pins),
+        program,
         refused,
     }
 }
@@ -278,11 +287,26 @@ fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::from(number)
 }
 
+/// Median of the destination's program on a SYN to the first pod, whose policy refuses the peer.
+fn program(agent: &Agent) -> Duration {
+    let end = |ip: [u8; 4], port| SocketAddr::from((ip, port)).into();
+    let tuple = Tuple::new(end([10, 63, 255, 254], 40_000), SocketAddr::from((address(0), 9999)).into());
+    let mut times: Vec<Duration> = (0..BATCHES)
+        .map(|_| {
+            let (let_in, time) = agent.kernel.try_syn(&tuple, Some(STRANGER), 10_000).expect("a trial run");
+            assert!(!let_in, "a peer that no policy names is refused");
+            time
+        })
+        .collect();
+    times.sort();
+    times[BATCHES / 2]
+}
+
 /// Median of a refused connect() of this process, as a pod.
 fn connects(scratch: &Scratch, agent: &Agent) -> Duration {
     let cookie = sys::own_netns_cookie().expect("netns cookie");
     let stranger = Pod {
-        identity: 15, // no policy names it, so every policy's workload refuses it
+        identity: STRANGER,
         ip4: Ip::from(IpAddr::V4(Ipv4Addr::new(10, 63, 255, 254))),
         ip6: Ip::from_words([0; 4]),
         name: cut("bench/pod"),

@@ -9,6 +9,7 @@ mod link;
 mod load;
 mod maps;
 mod sync;
+mod trial;
 
 pub use events::EventStream;
 pub use load::{Kernel, KernelConfig, KernelError};

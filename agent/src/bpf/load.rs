@@ -79,7 +79,7 @@ pub enum KernelError {
 
 /// The loaded programs and their maps.
 pub struct Kernel {
-    programs: Mutex<Ebpf>,
+    pub(super) programs: Mutex<Ebpf>,
     pins: PathBuf,
     /// Typed handles of the maps.
     pub maps: Maps,
@@ -96,7 +96,7 @@ const NODE_PROGRAMS: [(&str, AttachType, &str); 5] = [
     ("culvert_connect4", AttachType::Connect4, "connect4"),
     ("culvert_connect6", AttachType::Connect6, "connect6"),
 ];
-const ADMIT: &str = "culvert_admit";
+pub(super) const ADMIT: &str = "culvert_admit";
 
 impl Kernel {
     /// Loads the programs, adopting pinned maps of the same ABI version, and attaches the node's hooks.
@@ -231,7 +231,7 @@ fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), KernelErr
     result.map_err(|source| KernelError::Program { name, source })
 }
 
-fn fd<'a>(programs: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, KernelError> {
+pub(super) fn fd<'a>(programs: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, KernelError> {
     let fd = match programs.program(name) {
         Some(program) => program.fd(),
         None => Err(ProgramError::NotLoaded),

@@ -126,6 +126,7 @@ pub struct Maps {
     notes: Mutex<PerCpuHashMap<MapData, u32, u64>>,
     pub(super) policy_names: Mirrored<u32, Name>,
     pub(super) identities: Mirrored<u32, Name>,
+    admitted: Table<Tuple, Admission>,
     connections: Table<Tuple, Connection>,
     original_dst: Table<LocalKey, OriginalDst>,
     original_src: Table<LocalKey, Endpoint>,
@@ -155,6 +156,7 @@ impl Maps {
             notes: Mutex::new(typed(object, "notes")?),
             policy_names: Mutex::new(Mirror::new(typed(object, "policy_names")?)),
             identities: Mutex::new(Mirror::new(typed(object, "identities")?)),
+            admitted: Mutex::new(typed(object, "admitted")?),
             connections: Mutex::new(typed(object, "connections")?),
             original_dst: Mutex::new(typed(object, "original_dst")?),
             original_src: Mutex::new(typed(object, "original_src")?),
@@ -203,6 +205,15 @@ impl Maps {
     /// Open connections into pods of this node that do not go through the agent, with the client's end first.
     pub fn connections(&self) -> Vec<(Tuple, Connection)> {
         lock(&self.connections).iter().filter_map(Result::ok).collect()
+    }
+
+    /// Admits a tuple, or takes its admission back.
+    pub(super) fn put_admission(&self, tuple: &Tuple, admission: Option<Admission>) -> io::Result<()> {
+        let mut map = lock(&self.admitted);
+        match admission {
+            Some(admission) => map.insert(tuple, admission, 0).map_err(io::Error::other),
+            None => found(map.remove(tuple)).map(drop),
+        }
     }
 
     /// The row of the kernel's policy table that decides, with its key: what the programs find at this moment.

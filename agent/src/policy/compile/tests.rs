@@ -10,6 +10,7 @@ use crate::model::{Settings, World};
 use crate::policy::evaluate::{Answer, Question, evaluate, evaluate_dry_run, matching};
 use crate::policy::*;
 
+mod kernel;
 mod large;
 
 fn settings() -> Settings {
