@@ -40,6 +40,8 @@ pub(crate) struct Case {
     /// What the engine must be able to do.
     #[serde(default)]
     pub(crate) needs: Vec<String>,
+    /// What the engine does instead: the case is known to fail, and must until the engine is mended.
+    pub(crate) wrong: Option<String>,
     /// The rules of `ns1/p`, for two cases: an ALLOW policy and a DENY policy.
     rule: Option<String>,
     /// One case for each entry, with `${key}` replaced by its value.
@@ -225,7 +227,7 @@ impl Case {
             let mut case = self.clone();
             let own = [&mut case.name, &mut case.first.objects].into_iter();
             let given = case.first.spec.iter_mut().chain(&mut case.rule).chain(&mut case.invalid);
-            for text in own.chain(given).chain(&mut case.needs) {
+            for text in own.chain(given).chain(&mut case.needs).chain(&mut case.wrong) {
                 for (key, value) in values {
                     *text = text.replace(&format!("${{{key}}}"), value);
                 }
