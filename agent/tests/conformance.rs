@@ -39,8 +39,8 @@ struct Tally {
     questions: usize,
     /// By the reason.
     left_out: BTreeMap<&'static str, usize>,
-    /// Known to fail: the case, and what the engine does instead.
-    wrong: Vec<(String, String)>,
+    /// Known to fail, by what the engine does instead.
+    wrong: BTreeMap<String, usize>,
     filtered: usize,
     /// The case, and what was wrong.
     failures: Vec<(String, String)>,
@@ -108,7 +108,7 @@ impl Tally {
                 let text = format!("holds now, so it is no longer true that {wrong}: remove `wrong`");
                 self.failures.push((name, text));
             }
-            (Err(_), Some(wrong)) => self.wrong.push((name, wrong.clone())),
+            (Err(_), Some(wrong)) => *self.wrong.entry(wrong.clone()).or_default() += 1,
             (outcome, _) => self.count(name, case, outcome),
         }
     }
@@ -129,10 +129,10 @@ impl Tally {
         for (reason, count) in &self.left_out {
             println!("left out: {count} cases that need {reason}");
         }
-        for (name, wrong) in &self.wrong {
-            println!("known to fail: {name}: {wrong}");
+        for (wrong, count) in &self.wrong {
+            println!("known to fail: {count} cases: {wrong}");
         }
-        let left_out: usize = self.left_out.values().sum::<usize>() + self.wrong.len();
+        let left_out: usize = self.left_out.values().chain(self.wrong.values()).sum();
         let all = if self.failures.is_empty() { ", all as expected" } else { " as expected" };
         println!("conformance: {} cases, {} questions{all}", self.passed, grouped(self.questions));
         if !self.failures.is_empty() {
