@@ -144,9 +144,8 @@ pub(crate) struct Ask {
     reason: Option<String>,
     /// `namespace/name` of the policy that decides; `ns1/p` when unset and the reason is not `no-policy`.
     policy: Option<String>,
-    /// What is recorded beside the verdict.
-    #[serde(default)]
-    notes: Option<Notes>,
+    /// What is recorded beside the verdict; not looked at when unset.
+    pub(crate) notes: Option<Notes>,
 }
 
 /// What AUDIT and dry-run policies say. Policies by `namespace/name`.
@@ -194,8 +193,7 @@ pub(crate) struct Answer {
     pub(crate) allowed: bool,
     pub(crate) reason: String,
     pub(crate) policy: Option<String>,
-    /// `None`: not looked at.
-    pub(crate) notes: Option<Notes>,
+    pub(crate) notes: Notes,
 }
 
 impl CaseFile {
@@ -295,17 +293,20 @@ impl Written {
             metadata["creationTimestamp"] = json!(time);
         }
         let spec = self.spec.replace('\n', "\n  ");
-        Ok(format!(
-            "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {metadata}\nspec:\n  {spec}\n"
-        ))
+        Ok(format!("apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {metadata}\nspec:\n  {spec}\n"))
     }
 }
 
 impl Pod {
-    /// A pod that only has an identity.
-    pub(crate) fn with_identity(namespace: &str, account: &str, ip: IpAddr) -> Self {
-        let pod = format!("{namespace}/passer-by-{account}");
-        Self { pod, sa: account.to_owned(), labels: BTreeMap::new(), ip: OneOrMany::One(ip) }
+    /// The `n`th pod that only has an identity.
+    pub(crate) fn with_identity(namespace: &str, account: &str, n: u8) -> Self {
+        let ip = IpAddr::from([10, 99, 0, n]);
+        Self {
+            pod: format!("{namespace}/passer-by-{n}"),
+            sa: account.to_owned(),
+            labels: BTreeMap::new(),
+            ip: OneOrMany::One(ip),
+        }
     }
 
     pub(crate) fn manifest(&self) -> Result<String> {
@@ -335,7 +336,9 @@ impl Ask {
             let pod = pods.iter().find(|p| p.pod == *to).with_context(|| format!("no pod {to}"))?;
             let own_ips = &pod.ip.as_slice()[..1];
             let to_ips = self.to_ip.as_ref().map_or(own_ips, OneOrMany::as_slice);
-            for (from_ip, to_ip) in from_ips.as_slice().iter().flat_map(|f| to_ips.iter().map(move |t| (f, t))) {
+            for (from_ip, to_ip) in
+                from_ips.as_slice().iter().flat_map(|f| to_ips.iter().map(move |t| (f, t)))
+            {
                 let from = (from != PLAINTEXT).then(|| from.clone());
                 questions.extend(self.port.as_slice().iter().map(|port| Question {
                     from: from.clone(),
@@ -376,6 +379,6 @@ impl Ask {
             None => Some(OWN_POLICY.to_owned()),
             Some(policy) => Some(policy.clone()),
         };
-        Ok(Answer { allowed, reason, policy, notes: self.notes.clone() })
+        Ok(Answer { allowed, reason, policy, notes: self.notes.clone().unwrap_or_default() })
     }
 }

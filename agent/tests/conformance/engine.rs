@@ -7,11 +7,11 @@ use anyhow::{Context, Result, anyhow};
 use culvert::control::{Kind, ObjectRef, Update, manifests};
 use culvert::identity::SpiffeId;
 use culvert::model::{Mesh, Settings, World};
-use culvert::policy::evaluate::{self, evaluate};
-use culvert::policy::{Compiled, Interner, compile};
+use culvert::policy::evaluate::{self, evaluate, evaluate_dry_run, matching};
+use culvert::policy::{Action, Compiled, Interner, L7Deny, compile};
 use culvert_common::{Decision, Reason};
 
-use crate::case::{Answer, MeshSettings, Question};
+use crate::case::{Answer, MeshSettings, Notes, Question};
 
 /// A mesh that is given objects.
 pub(crate) struct Scene {
@@ -27,14 +27,20 @@ pub(crate) struct Picture {
 }
 
 impl Scene {
-    pub(crate) fn new(mesh: &MeshSettings) -> Self {
+    pub(crate) fn new(mesh: &MeshSettings) -> Result<Self> {
         let settings = Settings {
             node: "n1".to_owned(),
             trust_domain: mesh.trust_domain.clone(),
+            trust_domain_aliases: mesh.trust_domain_aliases.clone(),
             root_namespace: mesh.root_namespace.clone(),
-            cluster_domain: "cluster.local".to_owned(),
+            l7_deny: match mesh.l7_deny.as_str() {
+                "fail-safe" => L7Deny::FailSafe,
+                "istio" => L7Deny::Istio,
+                other => return Err(anyhow!("l7Deny {other:?} is neither fail-safe nor istio")),
+            },
+            ..Settings::default()
         };
-        Self { settings, world: World::default(), interner: Interner::new() }
+        Ok(Self { settings, world: World::default(), interner: Interner::new() })
     }
 
     /// Takes in manifests. `Err`: the fields that the parser refuses, with its words.
@@ -75,29 +81,32 @@ impl Picture {
 
     /// What the compiled rows say, and what the reference says.
     pub(crate) fn answers(&self, question: &Question) -> Result<[Answer; 2]> {
-        let workload = self.mesh.workloads.iter().find(|w| w.full_name() == question.to);
-        let workload = workload.with_context(|| format!("no pod {}", question.to))?;
+        let mut workloads = self.mesh.workloads.iter().enumerate();
+        let (n, workload) = workloads
+            .find(|(_, w)| w.full_name() == question.to)
+            .with_context(|| format!("no pod {}", question.to))?;
         let peer: Option<SpiffeId> =
             question.from.as_ref().map(|id| format!("spiffe://{id}").parse()).transpose()?;
-        let class = self.compiled.class_of.get(&workload.uid);
-        let class = *class.with_context(|| format!("{} is not enrolled", question.to))?;
-        let decision = self.compiled.decide(class, peer.as_ref(), question.port);
+        let class = self.compiled.class_of(n, question.to_ip);
+        let class = class.with_context(|| format!("{} has no class at {}", question.to, question.to_ip))?;
+        let decision = self.compiled.decide(class, peer.as_ref(), question.from_ip, question.port);
         let asked = evaluate::Question {
-            root_namespace: &self.mesh.settings.root_namespace,
+            settings: &self.mesh.settings,
             namespace: &workload.namespace,
             labels: &workload.labels,
             peer: peer.as_ref(),
+            source: question.from_ip,
+            destination: question.to_ip,
             port: question.port,
         };
-        let policies: Vec<_> = self.mesh.policies.iter().map(|p| p.as_ref().clone()).collect();
-        let authn: Vec<_> = self.mesh.peer_authentications.iter().map(|p| p.as_ref().clone()).collect();
-        Ok([self.decided(decision)?, evaluated(evaluate(&asked, &policies, &authn))])
+        Ok([self.decided(decision)?, self.evaluated(&asked)])
     }
 
     fn decided(&self, decision: Decision) -> Result<Answer> {
         let reason = match decision.reason {
             Reason::Allowed => "allowed",
             Reason::DeniedByPolicy => "denied",
+            Reason::NoAuthorizer => "nobody-to-ask",
             Reason::NoPolicy => "no-policy",
             Reason::NotAllowed => "not-allowed",
             Reason::StrictPlaintext => "strict",
@@ -108,19 +117,54 @@ impl Picture {
             allowed: decision.allowed(),
             reason: reason.to_owned(),
             policy: name.map(|(name, _)| name.clone()),
-            notes: None,
+            notes: notes(&self.compiled.notes.text(decision.note).unwrap_or_default()),
         })
+    }
+
+    fn evaluated(&self, asked: &evaluate::Question<'_>) -> Answer {
+        let policies: Vec<_> = self.mesh.policies.iter().map(|p| p.as_ref().clone()).collect();
+        let authn: Vec<_> = self.mesh.peer_authentications.iter().map(|p| p.as_ref().clone()).collect();
+        let answer = evaluate(asked, &policies, &authn);
+        let otherwise = evaluate_dry_run(asked, &policies, &authn).allowed();
+        let notes = Notes {
+            audit: matching(asked, &policies, |p| p.action == Action::Audit && !p.dry_run),
+            dry_run: matching(asked, &policies, |p| {
+                p.dry_run && matches!(p.action, Action::Allow | Action::Deny)
+            }),
+            would: (otherwise != answer.allowed())
+                .then(|| if otherwise { "allowed" } else { "refused" }.to_owned()),
+        };
+        let reason = match &answer {
+            evaluate::Answer::Allowed(_) => "allowed",
+            evaluate::Answer::Denied(_) => "denied",
+            evaluate::Answer::NoPolicy => "no-policy",
+            evaluate::Answer::NobodyToAsk(_) => "nobody-to-ask",
+            evaluate::Answer::NotAllowed(_) => "not-allowed",
+            evaluate::Answer::Strict(_) => "strict",
+        };
+        Answer {
+            allowed: answer.allowed(),
+            reason: reason.to_owned(),
+            policy: answer.policy().map(str::to_owned),
+            notes,
+        }
     }
 }
 
-fn evaluated(answer: evaluate::Answer) -> Answer {
-    use evaluate::Answer as Given;
-    let (allowed, reason, policy) = match answer {
-        Given::Allowed(policy) => (true, "allowed", Some(policy)),
-        Given::Denied(policy) => (false, "denied", Some(policy)),
-        Given::NoPolicy => (true, "no-policy", None),
-        Given::NotAllowed(policy) => (false, "not-allowed", Some(policy)),
-        Given::Strict(policy) => (false, "strict", Some(policy)),
-    };
-    Answer { allowed, reason: reason.to_owned(), policy, notes: None }
+/// What a note says, read back from its words.
+fn notes(text: &str) -> Notes {
+    let mut notes = Notes::default();
+    let names = |list: &str| list.split(", ").map(str::to_owned).collect();
+    for part in text.split("; ") {
+        if let Some(list) = part.strip_prefix("audit: ") {
+            notes.audit = names(list);
+        } else if let Some(would) = part.strip_prefix("dry run: would be ") {
+            notes.would = would.split(' ').next().map(str::to_owned);
+        } else if let Some(list) =
+            part.strip_prefix("dry run: ").and_then(|rest| rest.strip_suffix(" matches"))
+        {
+            notes.dry_run = names(list);
+        }
+    }
+    notes
 }
