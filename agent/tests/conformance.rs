@@ -2,7 +2,7 @@
 //!
 //! Each question is asked four times: of the compiled rows and of the reference, once with the peer unknown to the mesh
 //! and once with a pod that has its identity. `cargo test -p culvert --test conformance [-- TEXT]` runs the cases whose
-//! name holds TEXT. A case that needs what the engine cannot do yet is left out, and counted as ignored.
+//! name holds TEXT. A case that is known to fail says what the engine does instead, and is counted as ignored.
 
 #[path = "conformance/case.rs"]
 mod case;
@@ -19,25 +19,11 @@ use anyhow::{Context, Result, bail, ensure};
 use case::{Answer, Case, CaseFile, Notes, Pod, Question, Step};
 use engine::Scene;
 
-/// What the engine can do, of [`NEEDS`].
-const SUPPORTED: &[&str] = &["aliases", "custom", "ip", "l7-deny", "notes"];
-
-/// What a case may need, with the reason for which it is left out.
-const NEEDS: &[(&str, &str)] = &[
-    ("aliases", "trust domain aliases"),
-    ("custom", "CUSTOM at L4 refuses what it matches"),
-    ("ip", "matching of source and destination addresses"),
-    ("l7-deny", "the setting that makes DENY rules without an L4 part a no-op, as in Istio"),
-    ("notes", "AUDIT and dry-run policies, evaluated and recorded"),
-];
-
 /// What became of some cases.
 #[derive(Default)]
 struct Tally {
     passed: usize,
     questions: usize,
-    /// By the reason.
-    left_out: BTreeMap<&'static str, usize>,
     /// Known to fail, by what the engine does instead.
     wrong: BTreeMap<String, usize>,
     filtered: usize,
@@ -95,43 +81,26 @@ impl Tally {
     }
 
     fn run_case(&mut self, name: String, case: &Case) {
-        let outcome = missing(case).and_then(|missing| match missing {
-            Some(reason) => {
-                *self.left_out.entry(reason).or_default() += 1;
-                Ok(None)
-            }
-            None => run(case).map(Some),
-        });
-        match (outcome, &case.wrong) {
-            (Ok(Some(_)), Some(wrong)) => {
-                let text = format!("holds now, so it is no longer true that {wrong}: remove `wrong`");
-                self.failures.push((name, text));
-            }
-            (Err(_), Some(wrong)) => *self.wrong.entry(wrong.clone()).or_default() += 1,
-            (outcome, _) => self.count(name, case, outcome),
-        }
-    }
-
-    fn count(&mut self, name: String, case: &Case, outcome: Result<Option<usize>>) {
-        match outcome {
-            Ok(None) => {}
-            Ok(Some(questions)) => {
+        match (run(case), &case.wrong) {
+            (Ok(questions), None) => {
                 self.passed += 1;
                 self.questions += questions;
             }
-            Err(error) => self.failures.push((name, format!("{}\n{error:#}", case.origin))),
+            (Err(error), None) => self.failures.push((name, format!("{}\n{error:#}", case.origin))),
+            (Err(_), Some(wrong)) => *self.wrong.entry(wrong.clone()).or_default() += 1,
+            (Ok(_), Some(wrong)) => {
+                let text = format!("holds now, so it is no longer true that {wrong}: remove `wrong`");
+                self.failures.push((name, text));
+            }
         }
     }
 
     /// The last line has the form that the counting of test results knows.
     fn print(&self, start: Instant) {
-        for (reason, count) in &self.left_out {
-            println!("left out: {count} cases that need {reason}");
-        }
         for (wrong, count) in &self.wrong {
             println!("known to fail: {count} cases: {wrong}");
         }
-        let left_out: usize = self.left_out.values().chain(self.wrong.values()).sum();
+        let wrong: usize = self.wrong.values().sum();
         let all = if self.failures.is_empty() { ", all as expected" } else { " as expected" };
         println!("conformance: {} cases, {} questions{all}", self.passed, grouped(self.questions));
         if !self.failures.is_empty() {
@@ -141,7 +110,7 @@ impl Tally {
             }
         }
         println!(
-            "\ntest result: {}. {} passed; {} failed; {left_out} ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+            "\ntest result: {}. {} passed; {} failed; {wrong} ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
             if self.failures.is_empty() { "ok" } else { "FAILED" },
             self.passed,
             self.failures.len(),
@@ -157,19 +126,6 @@ fn grouped(number: usize) -> String {
         return number.to_string();
     }
     format!("{},{:03}", grouped(number / 1000), number % 1000)
-}
-
-/// The first of the case's needs that is not met, in words.
-fn missing(case: &Case) -> Result<Option<&'static str>> {
-    let mut missing = None;
-    for need in &case.needs {
-        let known = NEEDS.iter().find(|(name, _)| name == need);
-        let (name, reason) = known.with_context(|| format!("nothing is known of the need {need:?}"))?;
-        if !SUPPORTED.contains(name) {
-            missing.get_or_insert(*reason);
-        }
-    }
-    Ok(missing)
 }
 
 /// Plays a case; returns how many questions it asked.
@@ -203,11 +159,11 @@ fn passers_by(case: &Case) -> Vec<Pod> {
             _ => None,
         })
         .collect();
-    let possible = identities.into_iter().filter(|(namespace, _)| is_name(namespace));
+    let possible = identities.into_iter().filter(|(ns, sa)| is_name(ns) && is_name(sa));
     possible.zip(0..=u8::MAX).map(|((ns, sa), n)| Pod::with_identity(ns, sa, n)).collect()
 }
 
-/// Whether Kubernetes lets a namespace have this name.
+/// Whether Kubernetes lets namespaces and service accounts have this name.
 fn is_name(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !text.is_empty() && text.chars().all(plain) && !text.starts_with('-') && !text.ends_with('-')

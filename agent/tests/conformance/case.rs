@@ -37,9 +37,6 @@ pub(crate) struct Case {
     pub(crate) origin: String,
     pub(crate) mesh: Option<MeshSettings>,
     pub(crate) pods: Option<Vec<Pod>>,
-    /// What the engine must be able to do.
-    #[serde(default)]
-    pub(crate) needs: Vec<String>,
     /// What the engine does instead: the case is known to fail, and must until the engine is mended.
     pub(crate) wrong: Option<String>,
     /// The rules of `ns1/p`, for two cases: an ALLOW policy and a DENY policy.
@@ -225,7 +222,7 @@ impl Case {
             let mut case = self.clone();
             let own = [&mut case.name, &mut case.first.objects].into_iter();
             let given = case.first.spec.iter_mut().chain(&mut case.rule).chain(&mut case.invalid);
-            for text in own.chain(given).chain(&mut case.needs).chain(&mut case.wrong) {
+            for text in own.chain(given).chain(&mut case.wrong) {
                 for (key, value) in values {
                     *text = text.replace(&format!("${{{key}}}"), value);
                 }

@@ -128,9 +128,9 @@ impl Picture {
         let otherwise = evaluate_dry_run(asked, &policies, &authn).allowed();
         let notes = Notes {
             audit: matching(asked, &policies, |p| p.action == Action::Audit && !p.dry_run),
-            dry_run: matching(asked, &policies, |p| {
-                p.dry_run && matches!(p.action, Action::Allow | Action::Deny)
-            }),
+            dry_run: [Action::Deny, Action::Allow]
+                .map(|action| matching(asked, &policies, |p| p.dry_run && p.action == action))
+                .concat(),
             would: (otherwise != answer.allowed())
                 .then(|| if otherwise { "allowed" } else { "refused" }.to_owned()),
         };
