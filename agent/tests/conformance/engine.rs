@@ -9,7 +9,7 @@ use culvert::identity::SpiffeId;
 use culvert::model::{Mesh, Settings, World};
 use culvert::policy::evaluate::{self, evaluate, evaluate_dry_run, matching};
 use culvert::policy::{Action, Compiled, Interner, L7Deny, compile};
-use culvert_common::{Decision, Reason};
+use culvert_common::Decision;
 
 use crate::case::{Answer, MeshSettings, Notes, Question};
 
@@ -103,22 +103,9 @@ impl Picture {
     }
 
     fn decided(&self, decision: Decision) -> Result<Answer> {
-        let reason = match decision.reason {
-            Reason::Allowed => "allowed",
-            Reason::DeniedByPolicy => "denied",
-            Reason::NoAuthorizer => "nobody-to-ask",
-            Reason::NoPolicy => "no-policy",
-            Reason::NotAllowed => "not-allowed",
-            Reason::StrictPlaintext => "strict",
-            other => return Err(anyhow!("the rows say {other:?}")),
-        };
-        let name = self.compiled.policy_names.iter().find(|(_, index)| **index == decision.policy);
-        Ok(Answer {
-            allowed: decision.allowed(),
-            reason: reason.to_owned(),
-            policy: name.map(|(name, _)| name.clone()),
-            notes: notes(&self.compiled.notes.text(decision.note).unwrap_or_default()),
-        })
+        let answer = self.compiled.in_words(decision);
+        let answer = answer.with_context(|| format!("the rows say {decision:?}"))?;
+        Ok(put(&answer, notes(&self.compiled.notes.text(decision.note).unwrap_or_default())))
     }
 
     fn evaluated(&self, asked: &evaluate::Question<'_>) -> Answer {
@@ -134,21 +121,21 @@ impl Picture {
             would: (otherwise != answer.allowed())
                 .then(|| if otherwise { "allowed" } else { "refused" }.to_owned()),
         };
-        let reason = match &answer {
-            evaluate::Answer::Allowed(_) => "allowed",
-            evaluate::Answer::Denied(_) => "denied",
-            evaluate::Answer::NoPolicy => "no-policy",
-            evaluate::Answer::NobodyToAsk(_) => "nobody-to-ask",
-            evaluate::Answer::NotAllowed(_) => "not-allowed",
-            evaluate::Answer::Strict(_) => "strict",
-        };
-        Answer {
-            allowed: answer.allowed(),
-            reason: reason.to_owned(),
-            policy: answer.policy().map(str::to_owned),
-            notes,
-        }
+        put(&answer, notes)
     }
+}
+
+fn put(answer: &evaluate::Answer, notes: Notes) -> Answer {
+    let reason = match answer {
+        evaluate::Answer::Allowed(_) => "allowed",
+        evaluate::Answer::Denied(_) => "denied",
+        evaluate::Answer::NoPolicy => "no-policy",
+        evaluate::Answer::NobodyToAsk(_) => "nobody-to-ask",
+        evaluate::Answer::NotAllowed(_) => "not-allowed",
+        evaluate::Answer::Strict(_) => "strict",
+    };
+    let policy = answer.policy().map(str::to_owned);
+    Answer { allowed: answer.allowed(), reason: reason.to_owned(), policy, notes }
 }
 
 /// What a note says, read back from its words.
