@@ -4,8 +4,8 @@ mod explain;
 mod mesh;
 mod view;
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +33,11 @@ use view::{Published, State};
 
 /// How often pods that could not be enrolled are tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How often kernel tables that could not be written are tried again.
+const UNSTUCK: Duration = Duration::from_secs(1);
+/// A SYN that was judged a moment before a change is an open connection a moment after: on this node at once, in plaintext from
+/// elsewhere after a round trip, and after its first retransmission at the latest.
+const RECHECKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(3500)];
 /// Pins of all instances.
 const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
@@ -112,6 +117,9 @@ async fn start(args: AgentArgs) -> Result<()> {
         publish,
         status,
         swept: false,
+        classes: HashMap::new(),
+        rechecks: VecDeque::new(),
+        stuck: None,
     };
     node.follow(updates).await?;
     shutdown.cancel();
@@ -194,6 +202,12 @@ struct Node {
     publish: watch::Sender<Arc<Snapshot>>,
     status: watch::Sender<State>,
     swept: bool,
+    /// The policy class of each address of this node's pods: as long as they stay, no open connection is judged otherwise.
+    classes: HashMap<IpAddr, u32>,
+    /// When open connections are held against the policy once more.
+    rechecks: VecDeque<Instant>,
+    /// Why the kernel tables could not be written the last time.
+    stuck: Option<String>,
 }
 
 impl Node {
@@ -212,6 +226,13 @@ impl Node {
                     changed
                 }
                 () = tokio::time::sleep(RETRY), if self.pods.is_pending() => true,
+                () = tokio::time::sleep(UNSTUCK), if self.stuck.is_some() => true,
+                () = until(self.rechecks.front().copied()) => {
+                    self.rechecks.pop_front();
+                    let snapshot = self.publish.borrow().clone();
+                    self.end_refused(&snapshot);
+                    false
+                }
             };
             if dirty && self.world.synced() {
                 self.reconcile().await;
@@ -235,13 +256,13 @@ impl Node {
         self.pods.prepare(&wanted).await;
         let desired = desired(&mesh, &compiled, &self.pods.serving(), interner);
         if let Err(error) = self.kernel.maps.sync_before(&desired) {
-            tracing::error!(%error, "kernel tables could not be written: what is missing is refused");
+            return self.stay(error.to_string());
         }
+        self.stuck = None;
         let snapshot = Arc::new(Snapshot::new(mesh, compiled));
         self.publish.send_replace(snapshot.clone());
-        self.proxy.policy_changed();
         self.pods.enforce(&snapshot.compiled.identities);
-        self.end_refused(&snapshot);
+        self.hold_against_policy(&snapshot);
         if let Err(error) = self.kernel.maps.sync_after(&desired) {
             tracing::error!(%error, "old kernel table entries could not be removed");
         }
@@ -253,6 +274,34 @@ impl Node {
         }
         self.status.send_modify(|state| state.reconciled = true);
         self.tell();
+    }
+
+    /// The last good state stays in force; the change is tried again.
+    fn stay(&mut self, error: String) {
+        if self.stuck.as_ref() != Some(&error) {
+            tracing::error!(
+                error,
+                "kernel tables could not be written: the state before stays in force, and the change is tried again"
+            );
+        }
+        self.stuck = Some(error);
+    }
+
+    /// Ends what is open and now refused, where the rules have changed for a pod of this node.
+    fn hold_against_policy(&mut self, snapshot: &Snapshot) {
+        let mesh = &snapshot.mesh;
+        let own = mesh.workloads.iter().enumerate().filter(|(_, w)| w.node == mesh.settings.node);
+        let addresses = own.flat_map(|(n, w)| w.addresses.iter().map(move |ip| (n, *ip)));
+        let classes: HashMap<IpAddr, u32> = addresses
+            .filter_map(|(n, ip)| snapshot.compiled.class_of(n, ip).map(|class| (ip, class)))
+            .collect();
+        if classes == self.classes {
+            return;
+        }
+        self.classes = classes;
+        self.proxy.policy_changed();
+        self.end_refused(snapshot);
+        self.rechecks = RECHECKS.iter().map(|after| Instant::now() + *after).collect();
     }
 
     /// A policy that refuses an open connection ends it, and says so.
@@ -276,6 +325,13 @@ impl Node {
             state.pods = self.pods.states();
             state.source = self.world.report().clone();
         });
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -27,7 +27,9 @@ impl TryFrom<RawAuthorizationPolicy> for AuthorizationPolicy {
     fn try_from(raw: RawAuthorizationPolicy) -> Result<Self, InvalidField> {
         let RawAuthorizationPolicy { metadata, spec } = raw;
         check_action(&spec)?;
-        let attachment = attachment(&spec)?;
+        check_custom(&spec)?;
+        let attachment = attachment(&spec, &metadata.namespace)?;
+        let dry_run = dry_run(metadata.annotations.get("istio.io/dry-run"), spec.action)?;
         let rules = spec
             .rules
             .iter()
@@ -44,7 +46,7 @@ impl TryFrom<RawAuthorizationPolicy> for AuthorizationPolicy {
                 RawAction::Deny => Action::Deny,
             },
             attachment,
-            dry_run: metadata.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true"),
+            dry_run,
             rules,
         })
     }
@@ -67,13 +69,78 @@ fn check_action(spec: &raw::AuthorizationSpec) -> Result<(), InvalidField> {
     }
 }
 
-fn attachment(spec: &raw::AuthorizationSpec) -> Result<Attachment, InvalidField> {
+/// A provider is asked before the peer's identity counts, so such a policy cannot depend on it.
+fn check_custom(spec: &raw::AuthorizationSpec) -> Result<(), InvalidField> {
+    if spec.action != RawAction::Custom {
+        return Ok(());
+    }
+    let wrong = "a CUSTOM policy cannot depend on the peer's identity or a token";
+    for (n, rule) in spec.rules.iter().enumerate() {
+        for (m, from) in rule.from.iter().flatten().enumerate() {
+            let blocks = ["ip_blocks", "not_ip_blocks", "remote_ip_blocks", "not_remote_ip_blocks"];
+            let lists = from.source.lists();
+            let used = lists.iter().find(|(name, list)| !list.is_empty() && !blocks.contains(name));
+            if let Some((name, _)) = used {
+                return invalid(format!("spec.rules[{n}].from[{m}].source.{}", camel(name)), wrong);
+            }
+        }
+        let identity = |key: &str| {
+            key.starts_with("request.auth.") || (key.starts_with("source.") && key != "source.ip")
+        };
+        if let Some(m) = rule.when.iter().position(|when| identity(&when.key)) {
+            return invalid(format!("spec.rules[{n}].when[{m}].key"), wrong);
+        }
+    }
+    Ok(())
+}
+
+/// Istio reads what Go's `strconv.ParseBool` does.
+fn dry_run(annotation: Option<&String>, action: RawAction) -> Result<bool, InvalidField> {
+    let field = "metadata.annotations";
+    match annotation.map(String::as_str) {
+        None | Some("" | "0" | "f" | "F" | "false" | "False" | "FALSE") => Ok(false),
+        Some("1" | "t" | "T" | "true" | "True" | "TRUE") if action == RawAction::Custom => {
+            invalid(field, "istio.io/dry-run: a CUSTOM policy has no dry run")
+        }
+        Some("1" | "t" | "T" | "true" | "True" | "TRUE") => Ok(true),
+        Some(other) => invalid(field, format!("istio.io/dry-run: {other:?} is neither true nor false")),
+    }
+}
+
+/// Kinds that a policy may be attached to, with their groups.
+const TARGETS: [(&str, &[&str]); 4] = [
+    ("Service", &["", "core"]),
+    ("ServiceEntry", &["networking.istio.io"]),
+    ("Gateway", &["gateway.networking.k8s.io"]),
+    ("GatewayClass", &["gateway.networking.k8s.io"]),
+];
+
+fn attachment(spec: &raw::AuthorizationSpec, namespace: &str) -> Result<Attachment, InvalidField> {
     let targets = spec.target_refs.iter().chain(&spec.target_ref);
     if targets.clone().count() > 16 {
         return invalid("spec.targetRefs", "at most 16 targets");
     }
     if targets.clone().any(|t| t.kind.is_empty() || t.name.is_empty()) {
         return invalid("spec.targetRefs", "each target needs a kind and a name");
+    }
+    for target in targets.clone() {
+        let known = TARGETS
+            .iter()
+            .any(|(kind, groups)| *kind == target.kind && groups.contains(&target.group.as_str()));
+        if !known {
+            return invalid(
+                "spec.targetRefs",
+                format!(
+                    "{}/{} cannot be a target; use a Service (group \"\"), a ServiceEntry (networking.istio.io), a \
+                     Gateway or a GatewayClass (gateway.networking.k8s.io)",
+                    target.group, target.kind
+                ),
+            );
+        }
+        if !target.namespace.is_empty() && target.namespace != namespace {
+            let message = format!("a target must be in the policy's own namespace, {namespace}");
+            return invalid("spec.targetRefs", message);
+        }
     }
     match (&spec.selector, targets.count()) {
         (Some(_), 1..) => invalid("spec.selector", "a policy has a selector or targetRefs, not both"),
@@ -165,6 +232,14 @@ fn source(raw: &RawSource, field: &str, namespace: &str) -> Result<Source, Inval
 
 fn operation(raw: &RawOperation, field: &str) -> Result<Operation, InvalidField> {
     check_lists(&raw.lists(), field)?;
+    for (name, list) in [("paths", &raw.paths), ("notPaths", &raw.not_paths)] {
+        if let Some(n) = list.iter().position(|path| !path_is_valid(path)) {
+            return invalid(
+                format!("{field}.{name}[{n}]"),
+                "a path template has whole segments {*} or {**}, {**} as the last of them, and no other `*` or braces",
+            );
+        }
+    }
     Ok(Operation {
         ports: ports(&raw.ports, &format!("{field}.ports"))?,
         not_ports: ports(&raw.not_ports, &format!("{field}.notPorts"))?,
@@ -177,6 +252,18 @@ fn operation(raw: &RawOperation, field: &str) -> Result<Operation, InvalidField>
     })
 }
 
+/// Of `{*}` (one segment) and `{**}` (any number, at the end) each is a whole segment, and nothing else is a wildcard.
+fn path_is_valid(path: &str) -> bool {
+    if !path.contains("{*}") && !path.contains("{**}") {
+        return true;
+    }
+    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let operators = segments.iter().filter(|s| matches!(**s, "{*}" | "{**}")).count();
+    let plain = segments.iter().all(|s| matches!(*s, "{*}" | "{**}") || !s.contains(['*', '{', '}']));
+    let last = segments.iter().filter(|s| matches!(**s, "{*}" | "{**}")).position(|s| *s == "{**}");
+    plain && last.is_none_or(|at| at + 1 == operators)
+}
+
 fn condition(raw: &RawCondition, field: &str) -> Result<Condition, InvalidField> {
     let RawCondition { key, values, not_values } = raw;
     if key.is_empty() {
@@ -186,6 +273,11 @@ fn condition(raw: &RawCondition, field: &str) -> Result<Condition, InvalidField>
         return invalid(field, "needs `values` or `notValues`");
     }
     let (v, n) = (format!("{field}.values"), format!("{field}.notValues"));
+    for (list, field) in [(values, &v), (not_values, &n)] {
+        if let Some(at) = list.iter().position(String::is_empty) {
+            return invalid(format!("{field}[{at}]"), "must not be an empty text");
+        }
+    }
     let (texts, not_texts) = (strings(values), strings(not_values));
     let test = match key.as_str() {
         "destination.ip" => {
@@ -199,6 +291,11 @@ fn condition(raw: &RawCondition, field: &str) -> Result<Condition, InvalidField>
         }
         "source.namespace" => ConditionKey::SourceNamespace { values: texts, not_values: not_texts },
         "source.principal" => ConditionKey::SourcePrincipal { values: texts, not_values: not_texts },
+        "remote.ip" => {
+            blocks(values, &v)?;
+            blocks(not_values, &n)?;
+            ConditionKey::Other { values: texts, not_values: not_texts }
+        }
         other if l7_key(other) => ConditionKey::Other { values: texts, not_values: not_texts },
         _ => return invalid(format!("{field}.key"), format!("unknown attribute {key:?}")),
     };
@@ -206,14 +303,15 @@ fn condition(raw: &RawCondition, field: &str) -> Result<Condition, InvalidField>
 }
 
 fn l7_key(key: &str) -> bool {
-    let indexed = |name: &str| key.strip_prefix(name).is_some_and(|k| k.starts_with('[') && k.ends_with(']'));
+    let bracketed = |k: &str| k.starts_with('[') && k.ends_with(']') && !k.contains("[]");
+    let indexed = |name: &str| key.strip_prefix(name).is_some_and(bracketed);
+    let filter = key.strip_prefix("experimental.envoy.filters.").and_then(|k| k.find('[').map(|at| &k[at..]));
     indexed("request.headers")
         || indexed("request.auth.claims")
-        || key.starts_with("experimental.envoy.filters.")
+        || filter.is_some_and(bracketed)
         || matches!(
             key,
-            "remote.ip"
-                | "source.serviceAccount"
+            "source.serviceAccount"
                 | "source.trustDomain"
                 | "request.auth.principal"
                 | "request.auth.audiences"

@@ -41,12 +41,12 @@ pub(super) struct Selector {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct TargetRef {
-    #[serde(default, rename = "group")]
-    pub(super) _group: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) group: String,
     pub(super) kind: String,
     pub(super) name: String,
-    #[serde(default, rename = "namespace")]
-    pub(super) _namespace: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) namespace: String,
 }
 
 #[derive(Deserialize)]
