@@ -15,8 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::Update;
 use folder::Folder;
 
+mod document;
 mod file;
 mod folder;
+
+pub use document::{Document, Documents, read, read_bytes};
 
 /// A burst of changes is read as one.
 const QUIET: Duration = Duration::from_millis(5);
@@ -26,6 +29,13 @@ const LONGEST_BURST: Duration = Duration::from_millis(200);
 const RESCAN: Duration = Duration::from_secs(3);
 /// How soon `shutdown` is noticed.
 const TICK: Duration = Duration::from_millis(250);
+
+/// Whether a file of this name is read: by its ending, unless it is hidden.
+pub fn is_manifest(path: &Path) -> bool {
+    let known = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+    let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+    known && !hidden
+}
 
 /// Watches `dir` on a thread of its own until `shutdown`, or until the receiver is dropped.
 ///

@@ -21,16 +21,39 @@ pub(super) struct Content {
 
 /// Reads and judges a file; the problems' `remedy` is left to the caller.
 pub(super) fn read(path: &Path) -> Result<Content, Vec<Problem>> {
+    parse(path, &bytes(path)?)
+}
+
+/// The bytes of a file that is not too long.
+pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, Vec<Problem>> {
     let whole = |message: String| vec![problem(path, 0, String::new(), String::new(), message)];
     let size = std::fs::metadata(path).map_err(|e| whole(format!("cannot be read: {e}")))?.len();
     if size > MAX_BYTES {
         return Err(whole(format!("is {size} bytes long; at most {MAX_BYTES} are read")));
     }
-    let bytes = std::fs::read(path).map_err(|e| whole(format!("cannot be read: {e}")))?;
-    parse(path, &bytes)
+    std::fs::read(path).map_err(|e| whole(format!("cannot be read: {e}")))
 }
 
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Content, Vec<Problem>> {
+    let documents = documents(path, bytes)?;
+    let mut found = Vec::new();
+    documents.iter().for_each(|document| flatten(path, document, &mut found));
+    let (mut content, mut problems) = (Content::default(), Vec::new());
+    for written in found {
+        let judged = written.and_then(|written| Ok((written.judge(path)?, written)));
+        match judged {
+            Ok((Some(object), _)) => content.objects.push(object),
+            Ok((None, Written { api_version, kind, .. })) => {
+                *content.ignored.entry(format!("{api_version}/{kind}")).or_default() += 1;
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.is_empty() { Ok(content) } else { Err(problems) }
+}
+
+/// The documents of a file, whatever they mean.
+pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Vec<Node>, Vec<Problem>> {
     let line_at = |end: usize| bytes[..end].iter().filter(|b| **b == b'\n').count() as u64 + 1;
     let broken =
         |line, message: &str| vec![problem(path, line, String::new(), String::new(), message.to_owned())];
@@ -38,11 +61,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Content, Vec<Problem>> 
         return Err(broken(line_at(at), "holds a NUL byte, so it is no text"));
     }
     let text = std::str::from_utf8(bytes).map_err(|e| broken(line_at(e.valid_up_to()), "is not UTF-8"))?;
-    let documents: Vec<Node> =
-        serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| vec![syntax(path, &e)])?;
-    let mut reader = Reader { path, content: Content::default(), problems: Vec::new() };
-    documents.iter().for_each(|document| reader.take(document));
-    if reader.problems.is_empty() { Ok(reader.content) } else { Err(reader.problems) }
+    serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| vec![syntax(path, &e)])
 }
 
 /// The limits on size hold for the file; those on aliases stay, because they multiply.
@@ -73,47 +92,44 @@ fn problem(path: &Path, line: u64, object: String, field: String, message: Strin
     Problem { file: path.display().to_string(), line, object, field, message, remedy: String::new() }
 }
 
-struct Reader<'a> {
-    path: &'a Path,
-    content: Content,
-    problems: Vec<Problem>,
+/// An object as written.
+pub(super) struct Written<'n> {
+    pub(super) api_version: &'n str,
+    pub(super) kind: &'n str,
+    pub(super) node: &'n Node,
 }
 
-impl Reader<'_> {
-    fn take(&mut self, node: &Node) {
-        if matches!(node.value, Value::Null) {
-            return;
-        }
-        let (Some(api_version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
-            let field = if node.text("apiVersion").is_none() { "apiVersion" } else { "kind" };
-            let message = "is missing: every object names its apiVersion and kind".to_owned();
-            self.problems.push(problem(self.path, node.line, name_of(node), field.to_owned(), message));
-            return;
-        };
-        if let (Some(items), true) = (node.get("items"), kind.ends_with("List")) {
-            return self.take_items(items);
-        }
-        match Kind::of(api_version, kind) {
-            Some(kind) => match object(kind, node) {
-                Ok(object) => self.content.objects.push(object),
-                Err(e) => self.problems.push(problem(self.path, e.line, name_of(node), e.field, e.message)),
-            },
-            None => *self.content.ignored.entry(format!("{api_version}/{kind}")).or_default() += 1,
-        }
+impl Written<'_> {
+    /// The object, if it is of a kind that Culvert uses.
+    pub(super) fn judge(&self, path: &Path) -> Result<Option<Object>, Problem> {
+        let Some(kind) = Kind::of(self.api_version, self.kind) else { return Ok(None) };
+        let broken = |e: FieldError| problem(path, e.line, name_of(self.node), e.field, e.message);
+        object(kind, self.node).map(Some).map_err(broken)
     }
+}
 
-    fn take_items(&mut self, items: &Node) {
-        match &items.value {
-            Value::List(items) => items.iter().for_each(|item| self.take(item)),
-            Value::Null => {}
-            _ => self.problems.push(problem(
-                self.path,
-                items.line,
-                "List".to_owned(),
-                "items".to_owned(),
-                "must be a list of objects".to_owned(),
-            )),
+/// The objects of `node`, which may be a list of them, in their order.
+pub(super) fn flatten<'n>(path: &Path, node: &'n Node, found: &mut Vec<Result<Written<'n>, Problem>>) {
+    if matches!(node.value, Value::Null) {
+        return;
+    }
+    let (Some(api_version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
+        let field = if node.text("apiVersion").is_none() { "apiVersion" } else { "kind" };
+        let message = "is missing: every object names its apiVersion and kind".to_owned();
+        return found.push(Err(problem(path, node.line, name_of(node), field.to_owned(), message)));
+    };
+    match node.get("items").filter(|_| kind.ends_with("List")) {
+        Some(Node { value: Value::List(items), .. }) => {
+            items.iter().for_each(|item| flatten(path, item, found));
         }
+        Some(items) => found.push(Err(problem(
+            path,
+            items.line,
+            "List".to_owned(),
+            "items".to_owned(),
+            "must be a list of objects".to_owned(),
+        ))),
+        None => found.push(Ok(Written { api_version, kind, node })),
     }
 }
 

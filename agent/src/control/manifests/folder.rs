@@ -165,10 +165,8 @@ fn list(dir: &Path) -> io::Result<BTreeMap<PathBuf, Stamp>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        let known = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
-        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
         // It may have gone since; then it is not there.
-        let Some(meta) = (known && !hidden).then(|| std::fs::metadata(&path).ok()).flatten() else {
+        let Some(meta) = super::is_manifest(&path).then(|| std::fs::metadata(&path).ok()).flatten() else {
             continue;
         };
         if meta.is_file() {
