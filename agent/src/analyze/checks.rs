@@ -34,11 +34,11 @@ fn count(number: usize, thing: &str) -> String {
 }
 
 /// The first few of `names`, and how many more there are.
-fn few<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+fn few<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     const FEW: usize = 3;
-    let mut names = names.into_iter();
-    let first: Vec<&str> = names.by_ref().take(FEW).collect();
-    match names.count() {
+    let more = names.len().saturating_sub(FEW);
+    let first: Vec<&str> = names.take(FEW).collect();
+    match more {
         0 => first.join(", "),
         more => format!("{} and {more} more", first.join(", ")),
     }

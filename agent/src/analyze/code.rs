@@ -55,7 +55,7 @@ macro_rules! codes {
 
 codes! {
     ReferencedResourceNotFound = "IST0101", Error, "Something is named that is not in the input.";
-    SchemaValidationError = "IST0106", Error, "The object is not valid: nothing of its file is in force.";
+    SchemaValidationError = "IST0106", Error, "The object is not valid.";
     NoMatchingWorkloadsFound = "IST0127", Warning, "A selector selects no workload.";
     IneffectivePolicy = "IST0167", Warning, "The policy has no effect.";
     AllowRuleNeverMatches = "CUL0101", Warning, "An ALLOW rule asks for what L4 cannot see, so it never matches.";

@@ -44,13 +44,12 @@ fn shadowed(authn: &Authn<'_>, by: &Authn<'_>) -> Option<Message> {
 
 fn partly_shadowed(index: &Index<'_>, authn: &Authn<'_>) -> Option<Message> {
     let workloads = authn.target.workloads.iter().filter_map(|n| index.workloads.get(*n));
-    let others = workloads.filter_map(|workload| {
+    let mut others = workloads.filter_map(|workload| {
         let by = index.peer_authentications.get(workload.authn?)?;
         (!std::ptr::eq(authn, by)).then_some((workload, by))
     });
-    let others: Vec<_> = others.collect();
-    let (workload, by) = others.first()?;
-    let effect = if others.len() == authn.target.workloads.len() {
+    let (workload, by) = others.next()?;
+    let effect = if 1 + others.count() == authn.target.workloads.len() {
         "It has no effect".to_owned()
     } else {
         format!("It has no effect for {}", workload.origin.object())

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use super::super::index::{Policy, Reach};
 use super::super::{Code, Index, Message};
-use super::few;
 use crate::policy::{Action, Rule};
 
 pub(super) fn check(index: &Index<'_>, out: &mut Vec<Message>) {
@@ -42,14 +41,11 @@ impl<'a> Group<'a> {
 
     /// Those that are not `policy`, in words.
     fn others(&self, policy: &Policy<'_>) -> String {
-        let shown = self.policies.iter().filter(|p| !std::ptr::eq(**p, policy));
-        few(shown.take(SHOWN).map(|p| p.origin.name)) + &self.more()
-    }
-
-    fn more(&self) -> String {
+        let others = self.policies.iter().filter(|p| !std::ptr::eq(**p, policy));
+        let shown: Vec<&str> = others.take(SHOWN).map(|p| p.origin.name).collect();
         match self.policies.len().saturating_sub(SHOWN + 1) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
+            0 => shown.join(", "),
+            more => format!("{} and {more} more", shown.join(", ")),
         }
     }
 }
