@@ -48,7 +48,7 @@ enum Command {
     Explain(ExplainArgs),
     /// Say what is wrong or unexpected in manifests, before they reach an agent; needs neither agent nor root
     #[command(
-        after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications,gateways -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
+        after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
     )]
     Analyze(Box<analyze::AnalyzeArgs>),
     /// Print everything the agent knows as one JSON document

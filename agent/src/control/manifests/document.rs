@@ -77,7 +77,7 @@ pub fn read_bytes(path: &Path, bytes: &[u8]) -> Result<Documents, Vec<Problem>> 
                 object,
                 tree: written.node.clone(),
             }),
-            Err(problem) => read.problems.push(problem),
+            Err(problem) => read.problems.push(*problem),
         }
     }
     Ok(read)

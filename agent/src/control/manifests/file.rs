@@ -46,7 +46,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Content, Vec<Problem>> 
             Ok((None, Written { api_version, kind, .. })) => {
                 *content.ignored.entry(format!("{api_version}/{kind}")).or_default() += 1;
             }
-            Err(problem) => problems.push(problem),
+            Err(problem) => problems.push(*problem),
         }
     }
     if problems.is_empty() { Ok(content) } else { Err(problems) }
@@ -101,34 +101,35 @@ pub(super) struct Written<'n> {
 
 impl Written<'_> {
     /// The object, if it is of a kind that Culvert uses.
-    pub(super) fn judge(&self, path: &Path) -> Result<Option<Object>, Problem> {
+    pub(super) fn judge(&self, path: &Path) -> Result<Option<Object>, Box<Problem>> {
         let Some(kind) = Kind::of(self.api_version, self.kind) else { return Ok(None) };
-        let broken = |e: FieldError| problem(path, e.line, name_of(self.node), e.field, e.message);
+        let broken = |e: FieldError| Box::new(problem(path, e.line, name_of(self.node), e.field, e.message));
         object(kind, self.node).map(Some).map_err(broken)
     }
 }
 
 /// The objects of `node`, which may be a list of them, in their order.
-pub(super) fn flatten<'n>(path: &Path, node: &'n Node, found: &mut Vec<Result<Written<'n>, Problem>>) {
+pub(super) fn flatten<'n>(path: &Path, node: &'n Node, found: &mut Vec<Result<Written<'n>, Box<Problem>>>) {
     if matches!(node.value, Value::Null) {
         return;
     }
     let (Some(api_version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
         let field = if node.text("apiVersion").is_none() { "apiVersion" } else { "kind" };
         let message = "is missing: every object names its apiVersion and kind".to_owned();
-        return found.push(Err(problem(path, node.line, name_of(node), field.to_owned(), message)));
+        let problem = problem(path, node.line, name_of(node), field.to_owned(), message);
+        return found.push(Err(Box::new(problem)));
     };
     match node.get("items").filter(|_| kind.ends_with("List")) {
         Some(Node { value: Value::List(items), .. }) => {
             items.iter().for_each(|item| flatten(path, item, found));
         }
-        Some(items) => found.push(Err(problem(
+        Some(items) => found.push(Err(Box::new(problem(
             path,
             items.line,
             "List".to_owned(),
             "items".to_owned(),
             "must be a list of objects".to_owned(),
-        ))),
+        )))),
         None => found.push(Ok(Written { api_version, kind, node })),
     }
 }
