@@ -1,5 +1,6 @@
-//! The command line: `culvert agent` runs a node; the other verbs ask a running agent.
+//! The command line: `culvert agent` runs a node; `culvert analyze` reads manifests; the other verbs ask a running agent.
 
+mod analyze;
 mod client;
 mod show;
 mod table;
@@ -47,6 +48,11 @@ enum Command {
         after_help = "Examples:\n  culvert explain test/curl hello/helloworld:5000\n  culvert explain 10.244.2.7 hello/db-0:9000\n  culvert explain spiffe://cluster.local/ns/web/sa/nginx 10.244.1.3:5000"
     )]
     Explain(ExplainArgs),
+    /// Say what is wrong or unexpected in manifests, before they reach an agent; needs neither agent nor root
+    #[command(
+        after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
+    )]
+    Analyze(Box<analyze::AnalyzeArgs>),
     /// Print everything the agent knows as one JSON document
     Dump(SocketArgs),
     /// Print the agent's metrics
@@ -205,6 +211,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Pods(args) => wait(show::list("pods", &args)),
         Command::Flows(args) => wait(show::flows(&args)),
         Command::Explain(args) => wait(show::explain(&args)),
+        Command::Analyze(args) => analyze::run(&args),
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),

@@ -13,11 +13,13 @@
 //! * [`hbone`]: HTTP/2 CONNECT over mutual TLS, both ends.
 //! * [`identity`]: SPIFFE ids, the CA, certificates and how a peer's identity is checked.
 //! * [`telemetry`]: flow records and metrics. [`admin`]: the socket that shows them. [`cli`]: who asks.
+//! * [`analyze`]: what is notable about manifests, without an agent.
 //! * [`sys`]: the few system calls that need `unsafe` or a network namespace.
 //! * [`app`]: the only place that knows everyone.
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod analyze;
 pub mod app;
 pub mod bpf;
 pub mod cli;

@@ -11,7 +11,7 @@ mod desired;
 mod resolve;
 mod service;
 mod snapshot;
-mod workload;
+pub(crate) mod workload;
 
 pub use desired::{Desired, desired};
 pub use service::{Service, ServicePort};

@@ -16,10 +16,13 @@ use super::{Object, Problem, Update};
 use folder::Folder;
 
 mod claims;
+mod document;
 mod file;
 mod folder;
 mod names;
 mod stamp;
+
+pub use document::{Document, Documents, read, read_bytes};
 
 /// A burst of changes is read as one.
 const QUIET: Duration = Duration::from_millis(5);
@@ -38,6 +41,13 @@ const TICK: Duration = Duration::from_millis(250);
 /// the file. A file is taken as a whole, so one problem is enough to refuse it.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Object>, Vec<Problem>> {
     file::parse(path, bytes).map(|content| content.objects)
+}
+
+/// Whether a file of this name is read: by its ending, unless it is hidden.
+pub fn is_manifest(path: &Path) -> bool {
+    let known = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+    let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+    known && !hidden
 }
 
 /// Watches `dir` on a thread of its own until `shutdown`, or until the receiver is dropped.

@@ -50,8 +50,13 @@ impl Node {
         }
     }
 
-    /// The line of the deepest existing part of a path such as `spec.rules[0].to`.
+    /// The line of [`Self::at`].
     pub(super) fn line_of(&self, path: &str) -> u64 {
+        self.at(path).line
+    }
+
+    /// The deepest existing part of a path such as `spec.rules[0].to`.
+    pub(super) fn at(&self, path: &str) -> &Node {
         let mut node = self;
         for part in path.split(['.', '[']) {
             let next = match (&node.value, part.strip_suffix(']')) {
@@ -63,7 +68,7 @@ impl Node {
                 None => break,
             }
         }
-        node.line
+        node
     }
 
     /// At most the bytes that it takes as JSON: its texts and keys, and one for each value.

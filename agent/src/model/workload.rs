@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::control::objects::{Namespace, Phase, Pod, Protocol};
+use crate::control::objects::{ContainerPort, Namespace, Phase, Pod, Protocol};
 use crate::identity::SpiffeId;
 
-const MODE_LABEL: &str = "istio.io/dataplane-mode";
-const SIDECAR_ANNOTATION: &str = "sidecar.istio.io/status";
+/// `ambient` and `none` are its values.
+pub(crate) const MODE_LABEL: &str = "istio.io/dataplane-mode";
+pub(crate) const SIDECAR_ANNOTATION: &str = "sidecar.istio.io/status";
 /// Namespaces whose pods are never enrolled, as istio-cni has it by default.
 const EXCLUDED_NAMESPACES: &[&str] = &["kube-system"];
 
@@ -91,13 +92,15 @@ impl Workload {
     }
 }
 
-pub(super) fn service_account(pod: &Pod) -> &str {
+pub(crate) fn service_account(pod: &Pod) -> &str {
     let name = pod.spec.service_account_name.as_str();
     if name.is_empty() { "default" } else { name }
 }
 
+/// Whether the pod is to be in the mesh.
+///
 /// istio-cni's default: the pod's label, else the namespace's (`cni/pkg/util/podutil.go`).
-fn enrolled(pod: &Pod, namespace: Option<&Namespace>) -> bool {
+pub(crate) fn enrolled(pod: &Pod, namespace: Option<&Namespace>) -> bool {
     let never = pod.spec.host_network
         || pod.metadata.annotations.contains_key(SIDECAR_ANNOTATION)
         || EXCLUDED_NAMESPACES.contains(&pod.metadata.namespace.as_str());
@@ -128,13 +131,18 @@ fn ready(pod: &Pod) -> bool {
 }
 
 fn named_ports(pod: &Pod) -> BTreeMap<String, u16> {
-    let sidecars = pod.spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
     let mut named = BTreeMap::new();
-    for port in ports.filter(|p| p.protocol == Protocol::Tcp && !p.name.is_empty()) {
+    for port in tcp_ports(pod).filter(|p| !p.name.is_empty()) {
         named.entry(port.name.clone()).or_insert(port.container_port);
     }
     named
+}
+
+/// The TCP ports that the pod's containers declare.
+pub(crate) fn tcp_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
+    let sidecars = pod.spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
+    ports.filter(|p| p.protocol == Protocol::Tcp)
 }
 
 /// Whether `labels` has all of `selector`.

@@ -101,7 +101,8 @@ impl PeerAuthentication {
         }
     }
 
-    fn age(&self) -> (bool, Option<&str>, &str) {
+    /// The least counts.
+    pub(crate) fn age(&self) -> (bool, Option<&str>, &str) {
         (self.created.is_none(), self.created.as_deref(), &self.name)
     }
 

@@ -123,23 +123,24 @@ fn attachment(spec: &raw::AuthorizationSpec, namespace: &str) -> Result<Attachme
     if targets.clone().any(|t| t.kind.is_empty() || t.name.is_empty()) {
         return invalid("spec.targetRefs", "each target needs a kind and a name");
     }
-    for target in targets.clone() {
+    for (n, target) in targets.clone().enumerate() {
+        let field = format!("spec.targetRefs[{n}]");
         let known = TARGETS
             .iter()
             .any(|(kind, groups)| *kind == target.kind && groups.contains(&target.group.as_str()));
         if !known {
             return invalid(
-                "spec.targetRefs",
+                field,
                 format!(
-                    "{}/{} cannot be a target; use a Service (group \"\"), a ServiceEntry (networking.istio.io), a \
+                    "{} of group {:?} cannot be a target; use a Service (group \"\"), a ServiceEntry (networking.istio.io), a \
                      Gateway or a GatewayClass (gateway.networking.k8s.io)",
-                    target.group, target.kind
+                    target.kind, target.group
                 ),
             );
         }
         if !target.namespace.is_empty() && target.namespace != namespace {
             let message = format!("a target must be in the policy's own namespace, {namespace}");
-            return invalid("spec.targetRefs", message);
+            return invalid(field, message);
         }
     }
     match (&spec.selector, targets.count()) {

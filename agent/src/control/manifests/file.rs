@@ -34,13 +34,27 @@ pub(super) struct Content {
     pub(super) ignored: BTreeMap<String, usize>,
 }
 
+impl Content {
+    fn ignore(&mut self, api_version: &str, kind: &str) {
+        let mut kind = format!("{api_version}/{kind}");
+        if self.ignored.len() >= MAX_TOLD && !self.ignored.contains_key(&kind) {
+            kind = "other kinds".to_owned();
+        }
+        *self.ignored.entry(kind).or_default() += 1;
+    }
+}
+
 /// Reads and judges a file; a problem's `remedy` says what to do when correcting the file is not it.
 pub(super) fn read(path: &Path) -> Result<Content, Vec<Problem>> {
-    let bytes = read_bytes(path).map_err(|(message, remedy)| {
+    parse(path, &bytes(path)?)
+}
+
+/// The bytes of a file that is whole and not too long.
+pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, Vec<Problem>> {
+    read_bytes(path).map_err(|(message, remedy)| {
         let whole = problem(path, 0, String::new(), String::new(), message);
         vec![Problem { remedy: remedy.to_owned(), ..whole }]
-    })?;
-    parse(path, &bytes)
+    })
 }
 
 /// The error: what is wrong, and what to do.
@@ -60,7 +74,8 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, (String, &'static str)> {
     let mut bytes = Vec::new();
     (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
     let after = file.metadata().map_err(cannot)?;
-    if Stamp::of(&before) != Stamp::of(&after) || bytes.len() as u64 != after.len() {
+    let untouched = Stamp::of(&before).is_as_long_and_old_as(&Stamp::of(&after));
+    if !untouched || bytes.len() as u64 != after.len() {
         // Half a file can be valid, and lack a policy.
         let message = "was written to while it was read; it will be read again".to_owned();
         return Err((message, "replace files by renaming finished ones"));
@@ -73,6 +88,25 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, (String, &'static str)> {
 }
 
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Content, Vec<Problem>> {
+    let documents = documents(path, bytes)?;
+    let mut found = Vec::new();
+    documents.iter().for_each(|document| flatten(path, document, &mut found));
+    let (mut content, mut problems) = (Content::default(), Vec::new());
+    for written in found {
+        let judged = written.and_then(|written| Ok((written.judge(path)?, written)));
+        match judged {
+            Ok((Some(object), _)) => content.objects.push(object),
+            Ok((None, Written { api_version, kind, .. })) => {
+                content.ignore(api_version, kind);
+            }
+            Err(problem) => problems.push(*problem),
+        }
+    }
+    if problems.is_empty() { Ok(content) } else { Err(shorten(path, problems)) }
+}
+
+/// The documents of a file, whatever they mean.
+pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Vec<Node>, Vec<Problem>> {
     let line_at = |end: usize| bytes[..end].iter().filter(|b| **b == b'\n').count() as u64 + 1;
     let broken =
         |line, message: &str| vec![problem(path, line, String::new(), String::new(), message.to_owned())];
@@ -80,11 +114,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Content, Vec<Problem>> 
         return Err(broken(line_at(at), "holds a NUL byte, so it is no text"));
     }
     let text = std::str::from_utf8(bytes).map_err(|e| broken(line_at(e.valid_up_to()), "is not UTF-8"))?;
-    let documents: Vec<Node> =
-        serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| vec![syntax(path, &e)])?;
-    let mut reader = Reader { path, content: Content::default(), problems: Vec::new() };
-    documents.iter().for_each(|document| reader.take(document));
-    if reader.problems.is_empty() { Ok(reader.content) } else { Err(shorten(path, reader.problems)) }
+    serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| vec![syntax(path, &e)])
 }
 
 /// At most [`MAX_TOLD`] problems, and how many more there are.
@@ -127,56 +157,46 @@ fn problem(path: &Path, line: u64, object: String, field: String, message: Strin
     Problem { file: path.display().to_string(), line, object, field, message, remedy: String::new() }
 }
 
-struct Reader<'a> {
-    path: &'a Path,
-    content: Content,
-    problems: Vec<Problem>,
+/// An object as written.
+pub(super) struct Written<'n> {
+    pub(super) api_version: &'n str,
+    pub(super) kind: &'n str,
+    pub(super) node: &'n Node,
 }
 
-impl Reader<'_> {
-    fn take(&mut self, node: &Node) {
-        if matches!(node.value, Value::Null) {
-            return;
-        }
-        let (Some(api_version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
-            let field = if node.text("apiVersion").is_none() { "apiVersion" } else { "kind" };
-            let message = "is missing: every object names its apiVersion and kind".to_owned();
-            self.problems.push(problem(self.path, node.line, name_of(node), field.to_owned(), message));
-            return;
-        };
-        if let (Some(items), true) = (node.get("items"), kind.ends_with("List")) {
-            return self.take_items(items);
-        }
-        match Kind::of(api_version, kind) {
-            Some(kind) => match check_size(node).and_then(|()| object(kind, node)) {
-                Ok(object) => self.content.objects.push(object),
-                Err(e) => self.problems.push(problem(self.path, e.line, name_of(node), e.field, e.message)),
-            },
-            None => self.ignore(api_version, kind),
-        }
+impl Written<'_> {
+    /// The object, if it is of a kind that Culvert uses.
+    pub(super) fn judge(&self, path: &Path) -> Result<Option<Object>, Box<Problem>> {
+        let Some(kind) = Kind::of(self.api_version, self.kind) else { return Ok(None) };
+        let broken = |e: FieldError| Box::new(problem(path, e.line, name_of(self.node), e.field, e.message));
+        check_size(self.node).and_then(|()| object(kind, self.node)).map(Some).map_err(broken)
     }
+}
 
-    fn ignore(&mut self, api_version: &str, kind: &str) {
-        let ignored = &mut self.content.ignored;
-        let mut kind = format!("{api_version}/{kind}");
-        if ignored.len() >= MAX_TOLD && !ignored.contains_key(&kind) {
-            kind = "other kinds".to_owned();
-        }
-        *ignored.entry(kind).or_default() += 1;
+/// The objects of `node`, which may be a list of them, in their order.
+pub(super) fn flatten<'n>(path: &Path, node: &'n Node, found: &mut Vec<Result<Written<'n>, Box<Problem>>>) {
+    if matches!(node.value, Value::Null) {
+        return;
     }
-
-    fn take_items(&mut self, items: &Node) {
-        match &items.value {
-            Value::List(items) => items.iter().for_each(|item| self.take(item)),
-            Value::Null => {}
-            _ => self.problems.push(problem(
-                self.path,
-                items.line,
-                "List".to_owned(),
-                "items".to_owned(),
-                "must be a list of objects".to_owned(),
-            )),
+    let (Some(api_version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
+        let field = if node.text("apiVersion").is_none() { "apiVersion" } else { "kind" };
+        let message = "is missing: every object names its apiVersion and kind".to_owned();
+        let problem = problem(path, node.line, name_of(node), field.to_owned(), message);
+        return found.push(Err(Box::new(problem)));
+    };
+    match node.get("items").filter(|_| kind.ends_with("List")) {
+        Some(Node { value: Value::List(items), .. }) => {
+            items.iter().for_each(|item| flatten(path, item, found));
         }
+        Some(Node { value: Value::Null, .. }) => {}
+        Some(items) => found.push(Err(Box::new(problem(
+            path,
+            items.line,
+            "List".to_owned(),
+            "items".to_owned(),
+            "must be a list of objects".to_owned(),
+        )))),
+        None => found.push(Ok(Written { api_version, kind, node })),
     }
 }
 

@@ -137,9 +137,7 @@ fn list(dir: &Path) -> io::Result<BTreeMap<PathBuf, Found>> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let path = entry.path();
-        let known = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
-        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-        if !known || hidden {
+        if !super::is_manifest(&path) {
             continue;
         }
         if let Some(what) = find(&entry) {

@@ -24,6 +24,11 @@ impl Stamp {
         }
     }
 
+    /// Whether the file was not written to in between. Its status also changes when another takes its name.
+    pub(super) fn is_as_long_and_old_as(&self, other: &Self) -> bool {
+        (self.modified, self.size, self.inode) == (other.modified, other.size, other.inode)
+    }
+
     pub(super) fn is_younger_than(&self, other: &Self) -> bool {
         self.modified > other.modified
     }

@@ -341,11 +341,13 @@ fn a_file_that_is_replaced_while_it_is_read_is_whole() {
     };
     let versions = [version(0), version(1)];
     std::fs::write(&path, &versions[0]).unwrap();
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = tokio_util::sync::CancellationToken::new();
     std::thread::scope(|scope| {
+        // Also when an assertion fails.
+        let _done = done.clone().drop_guard();
         scope.spawn(|| {
             for n in 1.. {
-                if done.load(std::sync::atomic::Ordering::Relaxed) {
+                if done.is_cancelled() {
                     return;
                 }
                 std::fs::write(dir.path().join("new"), &versions[n % 2]).unwrap();
@@ -367,6 +369,5 @@ fn a_file_that_is_replaced_while_it_is_read_is_whole() {
             let first = world.iter().next().unwrap().name[..2].to_owned();
             assert!(world.iter().all(|object| object.name.starts_with(&first)));
         }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }

@@ -1,0 +1,45 @@
+//! The checks, a file for each subject.
+
+use super::{Index, Message};
+
+mod enforced;
+mod enrolment;
+mod mtls;
+mod overlap;
+mod peers;
+mod ports;
+mod reach;
+mod targets;
+mod waypoints;
+
+/// Looks at the input and adds what it finds.
+pub(super) type Check = fn(&Index<'_>, &mut Vec<Message>);
+
+pub(super) const ALL: &[Check] = &[
+    enforced::check,
+    enrolment::check,
+    mtls::check,
+    overlap::check,
+    peers::check,
+    ports::check,
+    reach::check,
+    targets::check,
+    waypoints::check,
+];
+
+/// `1 workload`, `2 workloads`.
+fn count(number: usize, thing: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{s}")
+}
+
+/// The first few of `names`, and how many more there are.
+fn few<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    const FEW: usize = 3;
+    let more = names.len().saturating_sub(FEW);
+    let first: Vec<&str> = names.take(FEW).collect();
+    match more {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}

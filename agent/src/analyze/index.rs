@@ -1,0 +1,239 @@
+//! The input, in the order in which the checks ask for it: by name, by namespace, by label.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::input::Entry;
+use super::message::Origin;
+use super::{Code, Input, Message, Settings, foreign};
+use crate::control::{Object, objects};
+use crate::model::workload;
+use crate::policy::{Attachment, AuthorizationPolicy, PeerAuthentication};
+
+mod callers;
+mod select;
+mod target;
+mod workloads;
+
+pub(super) use callers::{Callers, Group};
+pub(super) use target::{Reach, Target};
+pub(super) use workloads::{Enrolment, Workload};
+
+/// Namespaces that every cluster has.
+const BUILT_IN: &[&str] = &["default", "kube-node-lease", "kube-public", "kube-system"];
+
+/// Namespace and name.
+pub(super) type Name<'a> = (&'a str, &'a str);
+
+pub(super) struct Index<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) namespaces: HashMap<&'a str, Item<'a, objects::Namespace>>,
+    pub(super) policies: Vec<Policy<'a>>,
+    pub(super) peer_authentications: Vec<Authn<'a>>,
+    pub(super) workloads: Vec<Workload<'a>>,
+    pub(super) services: HashMap<Name<'a>, Item<'a, objects::Service>>,
+    pub(super) service_entries: HashMap<Name<'a>, &'a objects::Metadata>,
+    /// With their class.
+    pub(super) gateways: HashMap<Name<'a>, String>,
+    /// Whatever may have a label that means something to the mesh.
+    pub(super) labelled: Vec<Labelled<'a>>,
+    /// The objects that make pods.
+    pub(super) owners: Vec<Labelled<'a>>,
+    pub(super) callers: Callers<'a>,
+}
+
+/// An object and where it is.
+pub(super) struct Item<'a, T> {
+    pub(super) object: &'a T,
+    pub(super) origin: Origin<'a>,
+}
+
+pub(super) struct Policy<'a> {
+    pub(super) object: &'a Arc<AuthorizationPolicy>,
+    pub(super) origin: Origin<'a>,
+    /// `None`: waypoints enforce it.
+    pub(super) target: Option<Rc<Target>>,
+}
+
+pub(super) struct Authn<'a> {
+    pub(super) object: &'a Arc<PeerAuthentication>,
+    pub(super) origin: Origin<'a>,
+    pub(super) target: Rc<Target>,
+}
+
+/// An object that has labels, and the field that holds them.
+pub(super) struct Labelled<'a> {
+    pub(super) origin: Origin<'a>,
+    pub(super) labels: &'a std::collections::BTreeMap<String, String>,
+    pub(super) field: &'static str,
+    /// Where a name in a label is looked up.
+    pub(super) namespace: &'a str,
+}
+
+impl<'a> Index<'a> {
+    /// Indexes `input`; objects that are there twice become messages.
+    pub(super) fn new(input: &'a Input, settings: &'a Settings, messages: &mut Vec<Message>) -> Self {
+        let mut found = Found::default();
+        for (origin, entry) in unique(input, messages) {
+            found.take(origin, entry);
+        }
+        let Found { namespaces, services, service_entries, gateways, labelled, owners, .. } = found;
+        let mut workloads = workloads::all(&found.pods, &namespaces);
+        let mut targets = target::Targets::new(&mut workloads, &services);
+        let reach_of = |p: &'a Arc<PeerAuthentication>| Reach::of_authn(p, &settings.root_namespace);
+        let own: Vec<_> = found.authn.iter().map(|(p, _)| targets.selected(reach_of(p))).collect();
+        let authn: Vec<_> = found.authn.iter().map(|(p, _)| *p).collect();
+        target::set_authn(&mut workloads, &authn, &own, &settings.root_namespace);
+        let peer_authentications = found.authn.iter().map(|(object, origin)| {
+            let target = targets.target(reach_of(object), &workloads, &services);
+            Authn { object, origin: *origin, target }
+        });
+        let peer_authentications = peer_authentications.collect();
+        let policies = found.policies.iter().map(|(object, origin)| {
+            let reach = Reach::of_policy(object, &settings.root_namespace);
+            let target = reach.map(|reach| targets.target(reach, &workloads, &services));
+            Policy { object, origin: *origin, target }
+        });
+        let policies = policies.collect();
+        let callers = Callers::new(&workloads, &found.accounts);
+        Self {
+            settings,
+            namespaces,
+            policies,
+            peer_authentications,
+            workloads,
+            services,
+            service_entries,
+            gateways,
+            labelled,
+            owners,
+            callers,
+        }
+    }
+
+    /// Whether the input has Namespace objects, and not this one.
+    pub(super) fn lacks_namespace(&self, name: &str) -> bool {
+        !self.namespaces.is_empty()
+            && !self.namespaces.contains_key(name)
+            && name != self.settings.root_namespace
+            && !BUILT_IN.contains(&name)
+    }
+
+    /// Whether the identities of `trust_domain` are the mesh's own.
+    pub(super) fn trusts(&self, trust_domain: &str) -> bool {
+        let settings = self.settings;
+        settings.trust_domain == trust_domain
+            || settings.trust_domain_aliases.iter().any(|t| t == trust_domain)
+    }
+}
+
+impl Policy<'_> {
+    /// Whether it decides connections at L4.
+    pub(super) fn is_enforced(&self) -> bool {
+        use crate::policy::Action;
+        matches!(self.object.action, Action::Allow | Action::Deny)
+            && self.object.attachment != Attachment::Waypoint
+            && !self.object.dry_run
+    }
+}
+
+/// Every object; of doubles the first.
+fn unique<'a>(input: &'a Input, messages: &mut Vec<Message>) -> Vec<(Origin<'a>, &'a Entry)> {
+    let mut seen: HashMap<(&str, &str, &str, &str), Origin<'a>> = HashMap::new();
+    let mut kept = Vec::new();
+    for file in &input.files {
+        for entry in &file.entries {
+            let Entry { document, metadata, .. } = entry;
+            let (namespace, name) = (metadata.namespace.as_str(), metadata.name.as_str());
+            let origin = Origin { file: &file.name, document, namespace, name };
+            let group = document.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+            match seen.get(&(group, &document.kind, namespace, name)) {
+                Some(first) => messages.push(origin.message(
+                    Code::DuplicateObject,
+                    "",
+                    format!(
+                        "The object is in the input twice: the first is at {}; remove one.",
+                        first.place()
+                    ),
+                )),
+                None => {
+                    seen.insert((group, &document.kind, namespace, name), origin);
+                    kept.push((origin, entry));
+                }
+            }
+        }
+    }
+    kept
+}
+
+#[derive(Default)]
+struct Found<'a> {
+    namespaces: HashMap<&'a str, Item<'a, objects::Namespace>>,
+    policies: Vec<(&'a Arc<AuthorizationPolicy>, Origin<'a>)>,
+    authn: Vec<(&'a Arc<PeerAuthentication>, Origin<'a>)>,
+    pods: Vec<(&'a objects::Pod, Labelled<'a>)>,
+    services: HashMap<Name<'a>, Item<'a, objects::Service>>,
+    service_entries: HashMap<Name<'a>, &'a objects::Metadata>,
+    gateways: HashMap<Name<'a>, String>,
+    labelled: Vec<Labelled<'a>>,
+    owners: Vec<Labelled<'a>>,
+    accounts: HashSet<Name<'a>>,
+}
+
+impl<'a> Found<'a> {
+    fn take(&mut self, origin: Origin<'a>, entry: &'a Entry) {
+        let name = (origin.namespace, origin.name);
+        let labels = &entry.metadata.labels;
+        let labelled = Labelled { origin, labels, field: "metadata.labels", namespace: origin.namespace };
+        if let Some(pod) = entry.pod() {
+            return self.take_pod(pod, entry, labelled);
+        }
+        match &entry.document.object {
+            Some(Object::AuthorizationPolicy(object)) => self.policies.push((object, origin)),
+            Some(Object::PeerAuthentication(object)) => self.authn.push((object, origin)),
+            Some(Object::Namespace(object)) => {
+                self.namespaces.insert(origin.name, Item { object, origin });
+                self.labelled.push(Labelled { namespace: origin.name, ..labelled });
+            }
+            Some(Object::Service(object)) => {
+                self.services.insert(name, Item { object, origin });
+                self.labelled.push(labelled);
+            }
+            Some(Object::ServiceAccount(_)) => {
+                self.accounts.insert(name);
+            }
+            Some(Object::EndpointSlice(_) | Object::Node(_) | Object::Pod(_)) => {}
+            None => self.take_foreign(entry, labelled),
+        }
+    }
+
+    fn take_pod(&mut self, pod: &'a objects::Pod, entry: &'a Entry, own: Labelled<'a>) {
+        use objects::Phase;
+        if matches!(pod.status.phase, Phase::Succeeded | Phase::Failed) {
+            return;
+        }
+        let field = match foreign::template_field(&entry.document) {
+            None => "metadata.labels",
+            Some("spec.template") => "spec.template.metadata.labels",
+            Some(_) => "spec.jobTemplate.spec.template.metadata.labels",
+        };
+        let labels = || Labelled { labels: &pod.metadata.labels, field, ..own };
+        self.accounts.insert((own.namespace, workload::service_account(pod)));
+        self.pods.push((pod, labels()));
+        self.labelled.push(labels());
+        if field != own.field {
+            self.owners.push(own);
+        }
+    }
+
+    fn take_foreign(&mut self, entry: &'a Entry, labelled: Labelled<'a>) {
+        let name = (labelled.origin.namespace, labelled.origin.name);
+        if let Some(class) = foreign::gateway_class(&entry.document) {
+            self.gateways.insert(name, class);
+        } else if foreign::is_service_entry(&entry.document) {
+            self.service_entries.insert(name, &entry.metadata);
+            self.labelled.push(labelled);
+        }
+    }
+}
