@@ -23,9 +23,9 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         crate::sys::mount_bpffs().unwrap();
-        let name = format!("culvert-test-policy-{}", std::process::id());
+        let name = format!("culvert-test-{name}-{}", std::process::id());
         let cgroup = crate::sys::cgroup2_mount().unwrap().join(&name);
         std::fs::create_dir(&cgroup).unwrap();
         Self { cgroup, pins: Path::new("/sys/fs/bpf/culvert").join(name) }
@@ -111,7 +111,7 @@ async fn the_loaded_program_decides_as_the_reference_does() {
         println!("skipped: loading programs needs root");
         return;
     }
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("reference");
     let kernel = scratch.load();
     let mut stream = EventStream::open(&kernel).unwrap();
     let mut interner = Interner::new();
@@ -144,6 +144,80 @@ async fn the_loaded_program_decides_as_the_reference_does() {
     }
     println!("{total} SYNs in {WORLDS} worlds: verdict, reason, policy and note as the reference has them");
     node_processes_pass(&kernel);
+}
+
+/// While policies change one after the other, a connection that both the old and the new ones treat alike is never treated
+/// otherwise, and one that they do not concern not at all.
+#[test]
+fn no_change_is_ever_half_in_force() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: loading programs needs root");
+        return;
+    }
+    let scratch = Scratch::new("change");
+    let kernel = scratch.load();
+    let mut interner = Interner::new();
+    let mut world = World::default();
+    world.apply(pods().into_iter().map(|p| Update::Upsert(Object::Pod(Arc::new(p)))).collect());
+    let settings = Settings { node: String::new(), ..settings() };
+    let mut enforce = |policies: Vec<AuthorizationPolicy>| {
+        world.apply(
+            policies.into_iter().map(|p| Update::Upsert(Object::AuthorizationPolicy(Arc::new(p)))).collect(),
+        );
+        let mesh = world.resolve(&settings);
+        let compiled = compile(&mesh, &mut interner);
+        let serving: HashSet<String> = mesh.workloads.iter().map(|w| w.uid.clone()).collect();
+        let desired = desired(&mesh, &compiled, &serving, &mut interner);
+        kernel.maps.sync_before(&desired).unwrap();
+        kernel.maps.sync_after(&desired).unwrap();
+        compiled
+    };
+    let compiled = enforce(vec![allow_from("a", "p", "td/ns/b/sa/x"), allow_from("root", "q", "td/ns/a/*")]);
+    let number = |ns: &str, sa: &str| compiled.identities[&SpiffeId::new("td", ns, sa)];
+    let (friend, stranger, own) = (number("b", "x"), number("b", "y"), number("a", "x"));
+    let syn = |to: &str| {
+        let end = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port).into();
+        Tuple::new(end("10.9.9.9", 40000), end(to, 80))
+    };
+    // The first pods of namespaces a and b: only the policies of a change.
+    let (to_a, to_b) = (syn("10.0.0.0"), syn("10.0.0.2"));
+    let done = tokio_util::sync::CancellationToken::new();
+    let asked = std::thread::scope(|scope| {
+        // Also when an assertion fails.
+        let guard = done.clone().drop_guard();
+        let asking = scope.spawn(|| {
+            let mut asked = 0_u64;
+            while !done.is_cancelled() {
+                for (pod, tuple, identity, expected) in [
+                    ("a", &to_a, Some(friend), true),
+                    ("a", &to_a, Some(stranger), false),
+                    ("a", &to_a, None, false),
+                    ("b", &to_b, Some(own), true),
+                    ("b", &to_b, Some(friend), false),
+                    ("b", &to_b, None, false),
+                ] {
+                    let (let_in, _) = kernel.try_syn(tuple, identity, 1).unwrap();
+                    assert_eq!(let_in, expected, "{identity:?} to {pod} after {asked}");
+                    asked += 1;
+                }
+            }
+            asked
+        });
+        for n in 0..400_usize {
+            let mut policy = allow_from("a", "p", if n % 2 == 0 { "td/ns/b/sa/x" } else { "*/ns/b/sa/x" });
+            match n % 4 {
+                0 => {}
+                1 => policy.rules.push(allow_from("a", "p", "td/ns/zz/sa/zz").rules.remove(0)),
+                2 => policy.rules[0].from[0].ip_blocks = vec!["10.0.0.0/8".parse().unwrap()],
+                _ => policy.rules[0].to = vec![Operation { not_ports: vec![81], ..Operation::default() }],
+            }
+            enforce(vec![policy]);
+        }
+        drop(guard);
+        asking.join().unwrap()
+    });
+    println!("{asked} SYNs during 400 changes");
+    assert!(asked > 1000, "{asked}");
 }
 
 /// kubelet's probes are let in whatever policy says.
