@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::bpf::{EventStream, Kernel, KernelConfig};
+use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode};
 use crate::control::{Update, manifests};
 use crate::identity::{Ca, CertStore, EmbeddedCa};
@@ -67,7 +68,7 @@ fn init_logging(args: &AgentArgs) -> Result<()> {
 async fn start(args: AgentArgs) -> Result<()> {
     let begun = Instant::now();
     check_instance(&args.instance)?;
-    let state_dir = Path::new("/run/culvert").join(&args.instance);
+    let state_dir = state_dir(&args.instance);
     std::fs::create_dir_all(&state_dir).with_context(|| format!("creating {}", state_dir.display()))?;
     let cgroup_root = match &args.cgroup_root {
         Some(path) => path.clone(),
@@ -79,6 +80,7 @@ async fn start(args: AgentArgs) -> Result<()> {
         "--manifests {}: no such folder; it holds Kubernetes YAML",
         args.manifests.display()
     );
+    let _claim = Claim::take(&state_dir, &cgroup_root)?;
     let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
     let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
     let certs = CertStore::with_aliases(Ca::Embedded(ca), args.trust_domain_aliases.clone());
@@ -128,6 +130,21 @@ async fn start(args: AgentArgs) -> Result<()> {
     Ok(())
 }
 
+/// Where an instance has its socket and its lock.
+pub(crate) fn state_dir(instance: &str) -> PathBuf {
+    Path::new("/run/culvert").join(instance)
+}
+
+/// Where an instance has its programs, links and maps.
+///
+/// # Errors
+///
+/// The name cannot be one.
+pub(crate) fn pins(instance: &str) -> Result<PathBuf> {
+    check_instance(instance)?;
+    Ok(Path::new(PIN_ROOT).join(instance))
+}
+
 /// The name becomes a directory.
 fn check_instance(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
@@ -145,7 +162,7 @@ fn load_kernel(args: &AgentArgs, cgroup_root: &Path) -> Result<Kernel> {
     let agent_cgroup =
         std::fs::metadata(&own).with_context(|| format!("own cgroup {}", own.display()))?.ino();
     let config = KernelConfig {
-        pins: PathBuf::from(PIN_ROOT).join(&args.instance),
+        pins: pins(&args.instance)?,
         cgroup: cgroup_root.to_owned(),
         host_netns: sys::own_netns_cookie().context("reading the node's netns cookie (Linux 5.14)")?,
         agent_cgroup,

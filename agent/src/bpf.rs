@@ -12,6 +12,7 @@ mod sync;
 mod trial;
 
 pub use events::EventStream;
+pub(crate) use load::remove_pins;
 pub use load::{Kernel, KernelConfig, KernelError};
 pub use maps::Maps;
 pub use sync::SyncStats;

@@ -4,6 +4,7 @@ mod analyze;
 mod client;
 mod show;
 mod table;
+mod uninstall;
 
 use std::path::PathBuf;
 
@@ -59,6 +60,8 @@ enum Command {
     Metrics(SocketArgs),
     /// Say whether the agent is ready, and if not, what it waits for
     Ready(SocketArgs),
+    /// Remove every trace of a stopped agent from the node: programs, maps, state
+    Uninstall(uninstall::UninstallArgs),
 }
 
 /// `culvert agent`.
@@ -215,6 +218,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
+        Command::Uninstall(args) => uninstall::run(&args),
     }
 }
 

@@ -14,6 +14,7 @@
 //! * [`identity`]: SPIFFE ids, the CA, certificates and how a peer's identity is checked.
 //! * [`telemetry`]: flow records and metrics. [`admin`]: the socket that shows them. [`cli`]: who asks.
 //! * [`analyze`]: what is notable about manifests, without an agent.
+//! * [`claim`]: one agent for an instance and a part of the cgroup tree.
 //! * [`sys`]: the few system calls that need `unsafe` or a network namespace.
 //! * [`app`]: the only place that knows everyone.
 #![deny(unsafe_code)]
@@ -22,6 +23,7 @@ pub mod admin;
 pub mod analyze;
 pub mod app;
 pub mod bpf;
+pub mod claim;
 pub mod cli;
 pub mod control;
 pub mod hbone;

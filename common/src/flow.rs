@@ -132,6 +132,8 @@ numbered! {
         EventsLost = 6 => "events_lost",
         /// Map writes that failed: the connection was closed.
         MapFull = 7 => "map_full",
+        /// Apps that wanted a port of the mesh in an enrolled pod.
+        RefusedBind = 8 => "refused_bind",
     }
 }
 

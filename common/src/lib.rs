@@ -11,7 +11,7 @@
 //! | map | key | value | written by | read by |
 //! | --- | --- | --- | --- | --- |
 //! | `config` | 0 | [`Config`] | agent | all programs |
-//! | `pods` | netns cookie | [`Pod`] | agent | connect |
+//! | `pods` | netns cookie | [`Pod`] | agent | bind, connect |
 //! | `workloads` | [`Ip`] | [`Workload`] | agent | connect, admit |
 //! | `services` | [`ServiceKey`] | [`Service`] | agent | connect |
 //! | `backends` | [`BackendKey`] | [`Endpoint`] | agent | connect |

@@ -16,8 +16,12 @@ use crate::maps::SOCKET_STATE;
 
 /// What a refused connect() returns.
 pub const ECONNREFUSED: i32 = 111;
+/// What a refused bind() returns.
+pub const EADDRINUSE: i32 = 98;
 /// IPPROTO_TCP.
 pub const TCP: u32 = 6;
+/// IPPROTO_UDP.
+pub const UDP: u32 = 17;
 const AF_INET: u32 = 2;
 
 macro_rules! load {

@@ -3,11 +3,13 @@
 //! * [`connect`]: cgroup/connect4, connect6: who asks, where to, may it, and how it travels.
 //! * [`sockets`]: sockops: the 4-tuple of an allowed socket is admitted before its SYN leaves; ends are reported.
 //! * [`admit`]: sk_lookup in each enrolled pod's namespace: the destination's verdict on a SYN.
+//! * [`bind`]: cgroup/bind4, bind6: the mesh's own ports are the agent's.
 //! * [`peername`]: cgroup/getpeername4, getpeername6: an app sees the addresses it asked for.
 #![no_std]
 #![no_main]
 
 mod admit;
+mod bind;
 mod connect;
 mod ctx;
 mod events;
@@ -65,6 +67,25 @@ pub fn culvert_peername4(ctx: SockAddrContext) -> i32 {
 pub fn culvert_peername6(ctx: SockAddrContext) -> i32 {
     peername::rewrite::<V6>(&ctx);
     PROCEED
+}
+
+#[cgroup_sock_addr(bind4)]
+pub fn culvert_bind4(ctx: SockAddrContext) -> i32 {
+    bind_verdict::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn culvert_bind6(ctx: SockAddrContext) -> i32 {
+    bind_verdict::<V6>(&ctx)
+}
+
+#[inline(always)]
+fn bind_verdict<F: Family>(ctx: &SockAddrContext) -> i32 {
+    if bind::may_have::<F>(ctx) {
+        return PROCEED;
+    }
+    ctx::refuse_with(ctx::EADDRINUSE);
+    REJECT
 }
 
 #[sock_ops]
