@@ -20,7 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::bpf::{EventStream, Kernel, KernelConfig};
 use crate::claim::Claim;
-use crate::cli::{AgentArgs, LogFormat, SameNode};
+use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
 use crate::control::{Update, manifests};
 use crate::identity::{Ca, CertStore, EmbeddedCa};
 use crate::model::{Settings, Snapshot, Workload, World, desired};
@@ -110,7 +110,12 @@ async fn start(args: AgentArgs) -> Result<()> {
 
     let node = Node {
         settings,
-        pods: Pods::new(kernel.clone(), proxy.clone(), cgroup_root),
+        pods: Pods::new(
+            kernel.clone(),
+            proxy.clone(),
+            cgroup_root,
+            args.source_guard == SourceGuard::Enforce,
+        ),
         proxy,
         kernel,
         world: World::default(),

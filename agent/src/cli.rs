@@ -105,6 +105,9 @@ pub struct AgentArgs {
     /// How pods of this node reach each other: `direct` in the kernel, or `tunnel` to encrypt every byte
     #[arg(long, value_enum, default_value_t = SameNode::Direct)]
     pub same_node: SameNode,
+    /// Whether packets that leave an enrolled pod under an address not its own are dropped (Linux 6.6): `enforce` or `off`
+    #[arg(long, value_enum, default_value_t = SourceGuard::Enforce)]
+    pub source_guard: SourceGuard,
     /// Lifetime of workload certificates, in seconds; renewed at half of it
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=31_536_000))]
     pub certificate_ttl: u64,
@@ -123,6 +126,15 @@ pub enum SameNode {
     Direct,
     /// HBONE, as between nodes.
     Tunnel,
+}
+
+/// Packets under foreign addresses.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SourceGuard {
+    /// Dropped and counted.
+    Enforce,
+    /// Not looked at.
+    Off,
 }
 
 /// Log lines.

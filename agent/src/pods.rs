@@ -3,5 +3,6 @@
 mod destroy;
 pub mod discovery;
 mod enroll;
+mod interface;
 
 pub use enroll::{PodState, Pods, Wanted};

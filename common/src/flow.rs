@@ -134,6 +134,8 @@ numbered! {
         MapFull = 7 => "map_full",
         /// Apps that wanted a port of the mesh in an enrolled pod.
         RefusedBind = 8 => "refused_bind",
+        /// Packets of enrolled pods that bore an address not their own.
+        Spoofed = 9 => "spoofed",
     }
 }
 

@@ -12,6 +12,7 @@
 //! | --- | --- | --- | --- | --- |
 //! | `config` | 0 | [`Config`] | agent | all programs |
 //! | `pods` | netns cookie | [`Pod`] | agent | bind, connect |
+//! | `guards` | interface index | [`Guard`] | agent | guard |
 //! | `workloads` | [`Ip`] | [`Workload`] | agent | connect, admit |
 //! | `services` | [`ServiceKey`] | [`Service`] | agent | connect |
 //! | `backends` | [`BackendKey`] | [`Endpoint`] | agent | connect |
@@ -49,7 +50,7 @@ pub use policy::{
 pub use socket::{Admission, Connection, LocalKey, OriginalDst, SocketKind, SocketState};
 #[cfg(feature = "user")]
 pub use user::cut;
-pub use workload::{BackendKey, Config, Name, Pod, Service, ServiceKey, Workload, flags};
+pub use workload::{BackendKey, Config, Guard, Name, Pod, Service, ServiceKey, Workload, flags};
 
 /// Version of every layout in this crate. The loader refuses to adopt pinned maps of another version; bump it with
 /// any change of a size, a field or a meaning.

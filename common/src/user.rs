@@ -16,6 +16,7 @@ plain!(
     Tuple,
     Config,
     Pod,
+    Guard,
     Workload,
     ServiceKey,
     Service,

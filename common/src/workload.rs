@@ -45,6 +45,27 @@ pub struct Pod {
 }
 assert_size!(Pod, 100);
 
+/// The addresses that a pod's packets may bear, found by the index of the interface that they come in by.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Plain, Zeroable)]
+pub struct Guard {
+    /// Its IPv4 address, or all zeros.
+    pub ip4: Ip,
+    /// Its IPv6 address, or all zeros.
+    pub ip6: Ip,
+}
+assert_size!(Guard, 32);
+
+impl Guard {
+    /// Whether a packet may say that it comes from `source`: the pod's own addresses, those of its link (RFC 4291 2.5.6),
+    /// and none, as DHCP and duplicate address detection have it.
+    #[inline(always)]
+    pub fn allows(&self, source: Ip) -> bool {
+        let link_local = u32::from_be(source.words()[0]) >> 22 == 0xfe80 >> 6;
+        source == self.ip4 || source == self.ip6 || source.is_unspecified() || link_local
+    }
+}
+
 /// Any pod the mesh knows of, found by its address. The addresses of one pod may differ in class.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Plain, Zeroable)]

@@ -4,12 +4,13 @@
 use core::ptr::{addr_of, addr_of_mut, null_mut, read_volatile, write_volatile};
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
-    bpf_set_retval, bpf_sk_storage_get,
+    bpf_set_retval, bpf_sk_storage_get, bpf_skb_load_bytes_relative,
 };
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
 use culvert_common::{Endpoint, Ip, SocketState, Tuple};
 
 use crate::maps::SOCKET_STATE;
@@ -233,6 +234,49 @@ pub fn ops_state_change(ctx: &SockOpsContext) -> (u32, u32) {
 #[inline(always)]
 pub fn ops_bytes(ctx: &SockOpsContext) -> (u64, u64) {
     (load!(ctx.ops, bytes_acked), load!(ctx.ops, bytes_received))
+}
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_ARP: u16 = 0x0806;
+const ETH_P_IPV6: u16 = 0x86dd;
+/// Where the sender is in an IPv4 header, an IPv6 header, and the body of an ARP message for IPv4 over Ethernet.
+const IPV4_SOURCE: u32 = 12;
+const IPV6_SOURCE: u32 = 8;
+const ARP_SENDER: u32 = 14;
+
+/// Who a packet says has sent it; all zeros when it is too short to say. `None`: it is neither IP nor ARP.
+#[inline(always)]
+pub fn packet_source(ctx: &TcContext) -> Option<Ip> {
+    let protocol = u16::from_be(load!(ctx.skb.skb, protocol) as u16);
+    match protocol {
+        ETH_P_IP => Some(Ip::from_v4_word(header_words::<1>(ctx, IPV4_SOURCE)[0])),
+        ETH_P_ARP => Some(Ip::from_v4_word(header_words::<1>(ctx, ARP_SENDER)[0])),
+        ETH_P_IPV6 => Some(Ip::from_words(header_words::<4>(ctx, IPV6_SOURCE))),
+        _ => None,
+    }
+}
+
+/// Words of the network header; zeros beyond its end.
+#[inline(always)]
+fn header_words<const N: usize>(ctx: &TcContext, offset: u32) -> [u32; N] {
+    let mut words = [0_u32; N];
+    // SAFETY: the helper writes N words or none; the context is the kernel's.
+    unsafe {
+        bpf_skb_load_bytes_relative(
+            ctx.skb.skb.cast(),
+            offset,
+            words.as_mut_ptr().cast(),
+            (N * 4) as u32,
+            BPF_HDR_START_NET,
+        )
+    };
+    words
+}
+
+/// The index of the interface that the packet is at.
+#[inline(always)]
+pub fn interface(ctx: &TcContext) -> u32 {
+    load!(ctx.skb.skb, ifindex)
 }
 
 /// IPPROTO_* of an arriving packet.

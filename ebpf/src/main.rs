@@ -4,6 +4,7 @@
 //! * [`sockets`]: sockops: the 4-tuple of an allowed socket is admitted before its SYN leaves; ends are reported.
 //! * [`admit`]: sk_lookup in each enrolled pod's namespace: the destination's verdict on a SYN.
 //! * [`bind`]: cgroup/bind4, bind6: the mesh's own ports are the agent's.
+//! * [`guard`]: tc at the node's end of a pod's interface: packets bear the pod's own addresses.
 //! * [`peername`]: cgroup/getpeername4, getpeername6: an app sees the addresses it asked for.
 #![no_std]
 #![no_main]
@@ -13,12 +14,13 @@ mod bind;
 mod connect;
 mod ctx;
 mod events;
+mod guard;
 mod maps;
 mod peername;
 mod sockets;
 
-use aya_ebpf::macros::{cgroup_sock_addr, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
 
 use crate::connect::Outcome;
 use crate::ctx::{Family, V4, V6};
@@ -31,6 +33,11 @@ const REJECT: i32 = 0;
 const SK_PASS: u32 = 1;
 /// No socket is found: the kernel answers the SYN with RST.
 const SK_DROP: u32 = 0;
+
+/// The next program of the interface decides; without one the packet passes.
+const TCX_NEXT: i32 = -1;
+/// The packet goes no further.
+const TCX_DROP: i32 = 2;
 
 #[cgroup_sock_addr(connect4)]
 pub fn culvert_connect4(ctx: SockAddrContext) -> i32 {
@@ -97,6 +104,11 @@ pub fn culvert_sockets(ctx: SockOpsContext) -> u32 {
 #[sk_lookup]
 pub fn culvert_admit(ctx: SkLookupContext) -> u32 {
     if admit::let_in(&ctx) { SK_PASS } else { SK_DROP }
+}
+
+#[classifier]
+pub fn culvert_guard(ctx: TcContext) -> i32 {
+    if guard::may_pass(&ctx) { TCX_NEXT } else { TCX_DROP }
 }
 
 #[cfg(not(test))]

@@ -15,6 +15,9 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map(name = "pods")]
 pub static PODS: HashMap<u64, Pod, MAX_PODS, ON_DEMAND> = HashMap::new();
 
+#[btf_map(name = "guards")]
+pub static GUARDS: HashMap<u32, Guard, MAX_PODS, ON_DEMAND> = HashMap::new();
+
 #[btf_map(name = "workloads")]
 pub static WORKLOADS: HashMap<Ip, Workload, MAX_WORKLOADS, ON_DEMAND> = HashMap::new();
 

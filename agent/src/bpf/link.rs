@@ -22,6 +22,7 @@ pub(super) enum AttachType {
     GetPeerName4 = 29,
     GetPeerName6 = 30,
     SkLookup = 36,
+    TcxIngress = 46,
 }
 
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -51,6 +52,16 @@ impl PinnedLink {
         target: BorrowedFd<'_>,
         kind: AttachType,
     ) -> io::Result<Self> {
+        Self::attach_to(path, program, target.as_raw_fd() as u32, kind)
+    }
+
+    /// Attaches `program` to what arrives by the interface with this index (tcx, Linux 6.6), else as
+    /// [`PinnedLink::attach`].
+    pub(super) fn attach_interface(path: &Path, program: BorrowedFd<'_>, index: u32) -> io::Result<Self> {
+        Self::attach_to(path, program, index, AttachType::TcxIngress)
+    }
+
+    fn attach_to(path: &Path, program: BorrowedFd<'_>, target: u32, kind: AttachType) -> io::Result<Self> {
         if let Some(fd) = get(path)? {
             match update(fd.as_fd(), program) {
                 Ok(()) => return Ok(Self { path: path.to_owned(), _fd: fd }),
@@ -73,10 +84,11 @@ impl PinnedLink {
     }
 }
 
-fn create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, kind: AttachType) -> io::Result<OwnedFd> {
+/// `target`: a descriptor, or the index of an interface.
+fn create(program: BorrowedFd<'_>, target: u32, kind: AttachType) -> io::Result<OwnedFd> {
     let mut words = [0; 32];
     words[0] = program.as_raw_fd() as u32;
-    words[1] = target.as_raw_fd() as u32;
+    words[1] = target;
     words[2] = kind as u32;
     bpf(BPF_LINK_CREATE, words).map(own)
 }

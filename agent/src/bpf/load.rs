@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use aya::maps::{Array, MapData, MapError};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use culvert_common::{ABI_VERSION, Config, flags};
+use culvert_common::{ABI_VERSION, Config, Guard, flags};
 
 use super::link::{AttachType, PinnedLink};
 use super::maps::{MAP_NAMES, Maps};
@@ -84,6 +84,7 @@ pub struct Kernel {
     /// Typed handles of the maps.
     pub maps: Maps,
     pods: Mutex<HashMap<u64, PinnedLink>>,
+    guards: Mutex<HashMap<u64, (PinnedLink, u32)>>,
     _node_links: Vec<PinnedLink>,
 }
 
@@ -99,6 +100,7 @@ const NODE_PROGRAMS: [(&str, AttachType, &str); 7] = [
     ("culvert_connect6", AttachType::Connect6, "connect6"),
 ];
 pub(super) const ADMIT: &str = "culvert_admit";
+const GUARD: &str = "culvert_guard";
 
 impl Kernel {
     /// Loads the programs, adopting pinned maps of the same ABI version, and attaches the node's hooks.
@@ -129,6 +131,7 @@ impl Kernel {
             load_program(&mut programs, name)?;
         }
         load_program(&mut programs, ADMIT)?;
+        load_program(&mut programs, GUARD)?;
         let cgroup = open(&config.cgroup)?;
         let mut node_links = Vec::new();
         for (name, kind, pin) in NODE_PROGRAMS {
@@ -145,6 +148,7 @@ impl Kernel {
             pins: config.pins.clone(),
             maps,
             pods: Mutex::new(HashMap::new()),
+            guards: Mutex::new(HashMap::new()),
             _node_links: node_links,
         })
     }
@@ -181,13 +185,51 @@ impl Kernel {
         }
     }
 
+    /// From now on what arrives by the node's interface `index`, the other end of a pod's, must bear an address of `guard`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] with what the kernel said; before Linux 6.6 it does not know such links.
+    pub fn guard_pod(&self, cookie: u64, index: u32, guard: Guard) -> Result<(), KernelError> {
+        let attach =
+            |source| KernelError::Attach { name: GUARD, target: format!("interface {index}"), source };
+        // A program without the entry drops everything: the entry comes first.
+        self.maps.put_guard(index, guard).map_err(attach)?;
+        let programs = lock(&self.programs);
+        let path = self.guard_pin(cookie);
+        let link = PinnedLink::attach_interface(&path, fd(&programs, GUARD)?, index).map_err(attach)?;
+        lock(&self.guards).insert(cookie, (link, index));
+        Ok(())
+    }
+
+    /// Takes the guard off a pod's interface.
+    ///
+    /// # Errors
+    ///
+    /// When the pin or the entry cannot be removed.
+    pub fn unguard_pod(&self, cookie: u64) -> Result<(), KernelError> {
+        let path = self.guard_pin(cookie);
+        let mut guards = lock(&self.guards);
+        let Some((link, index)) = guards.remove(&cookie) else { return Ok(()) };
+        // The interface may have gone, and its index be another pod's by now.
+        let taken = guards.values().any(|(_, other)| *other == index);
+        let removed = link.detach().and_then(|()| if taken { Ok(()) } else { self.maps.remove_guard(index) });
+        removed.map_err(|source| KernelError::Path { path, source })
+    }
+
+    fn guard_pin(&self, cookie: u64) -> PathBuf {
+        self.pins.join("links").join(format!("guard-{cookie}"))
+    }
+
     /// Removes pins of pods that are gone, left by an earlier agent. `keep` names the cookies that stay.
     pub fn sweep_pods(&self, keep: &dyn Fn(u64) -> bool) -> io::Result<usize> {
         let mut swept = 0;
         for entry in fs::read_dir(self.pins.join("links"))? {
             let entry = entry?;
             let name = entry.file_name();
-            let cookie = name.to_str().and_then(|n| n.strip_prefix("admit-")).and_then(|n| n.parse().ok());
+            let name = name.to_str().unwrap_or_default();
+            let cookie = name.strip_prefix("admit-").or_else(|| name.strip_prefix("guard-"));
+            let cookie = cookie.and_then(|cookie| cookie.parse().ok());
             if let Some(cookie) = cookie
                 && !keep(cookie)
                 && !lock(&self.pods).contains_key(&cookie)
@@ -196,6 +238,8 @@ impl Kernel {
                 swept += 1;
             }
         }
+        let guards = lock(&self.guards);
+        self.maps.sweep_guards(|index| guards.values().any(|(_, known)| *known == index))?;
         Ok(swept)
     }
 
@@ -228,6 +272,7 @@ fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), KernelErr
         Program::CgroupSockAddr(p) => p.load(),
         Program::SockOps(p) => p.load(),
         Program::SkLookup(p) => p.load(),
+        Program::SchedClassifier(p) => p.load(),
         _ => return Err(missing()),
     };
     result.map_err(|source| KernelError::Program { name, source })

@@ -16,9 +16,10 @@ use super::load::{KernelError, lock};
 use crate::policy::SourceBlock;
 
 /// Every pinned map. `socket_state` belongs to its sockets, but is pinned for the reader of a dump.
-pub(super) const MAP_NAMES: [&str; 17] = [
+pub(super) const MAP_NAMES: [&str; 18] = [
     "config",
     "pods",
+    "guards",
     "workloads",
     "services",
     "backends",
@@ -118,6 +119,7 @@ impl<M: Store<K, V>, K: Copy + Eq + Hash, V: Copy + PartialEq> Mirror<M, K, V> {
 pub struct Maps {
     config: Array<MapData, Config>,
     pub(super) pods: Table<u64, Pod>,
+    guards: Table<u32, Guard>,
     pub(super) workloads: Mirrored<Ip, Workload>,
     pub(super) services: Mirrored<ServiceKey, Service>,
     pub(super) backends: Mirrored<BackendKey, Endpoint>,
@@ -148,6 +150,7 @@ impl Maps {
         Ok(Self {
             config: typed(object, "config")?,
             pods: Mutex::new(typed(object, "pods")?),
+            guards: Mutex::new(typed(object, "guards")?),
             workloads: Mutex::new(Mirror::new(typed(object, "workloads")?)),
             services: Mutex::new(Mirror::new(typed(object, "services")?)),
             backends: Mutex::new(Mirror::new(typed(object, "backends")?)),
@@ -195,6 +198,23 @@ impl Maps {
     /// Removes a local pod. Its connections are its own affair again.
     pub fn remove_pod(&self, netns: u64) -> io::Result<()> {
         found(lock(&self.pods).remove(&netns)).map(drop)
+    }
+
+    /// The addresses that what arrives by an interface may bear.
+    pub(super) fn put_guard(&self, index: u32, guard: Guard) -> io::Result<()> {
+        lock(&self.guards).insert(index, guard, 0).map_err(io::Error::other)
+    }
+
+    /// Forgets an interface.
+    pub(super) fn remove_guard(&self, index: u32) -> io::Result<()> {
+        found(lock(&self.guards).remove(&index)).map(drop)
+    }
+
+    /// Forgets the interfaces that `keep` does not name, left by an earlier agent; their links are gone.
+    pub(super) fn sweep_guards(&self, keep: impl Fn(u32) -> bool) -> io::Result<()> {
+        let mut map = lock(&self.guards);
+        let gone: Vec<u32> = map.keys().filter_map(Result::ok).filter(|index| !keep(*index)).collect();
+        gone.iter().try_for_each(|index| found(map.remove(index)).map(drop))
     }
 
     /// Cookies of all pods in the map.

@@ -11,12 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_common::{Connection, Decision, Ip, Pod, Tuple, cut};
+use culvert_common::{Connection, Decision, Guard, Ip, Pod, Tuple, cut};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::destroy::destroy;
 use super::discovery;
+use super::interface::node_end;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::proxy::{self, PodProxy, Shared};
@@ -50,6 +51,8 @@ struct Enrolled {
     cookie: u64,
     /// The identity number in the `pods` map.
     written: Option<u32>,
+    /// Why what it sends is not checked, or empty.
+    unguarded: String,
     stop: CancellationToken,
 }
 
@@ -60,7 +63,7 @@ pub struct PodState {
     pub name: String,
     /// `enrolled` or `pending`.
     pub state: &'static str,
-    /// Why it is pending, or empty.
+    /// Why it is pending, or what of it is missing; or empty.
     pub reason: String,
     /// Netns cookie, 0 while pending.
     pub netns_cookie: u64,
@@ -71,6 +74,8 @@ pub struct Pods {
     kernel: Arc<Kernel>,
     proxy: Arc<Shared>,
     cgroup_root: PathBuf,
+    /// Whether what pods send is checked for their addresses.
+    source_guard: bool,
     enrolled: HashMap<String, Enrolled>,
     pending: BTreeMap<String, (String, String)>,
     /// Listeners of pods that left a moment ago, by netns cookie.
@@ -79,8 +84,9 @@ pub struct Pods {
 
 impl Pods {
     /// Nothing enrolled yet.
-    pub fn new(kernel: Arc<Kernel>, proxy: Arc<Shared>, cgroup_root: PathBuf) -> Self {
+    pub fn new(kernel: Arc<Kernel>, proxy: Arc<Shared>, cgroup_root: PathBuf, source_guard: bool) -> Self {
         Self {
+            source_guard,
             kernel,
             proxy,
             cgroup_root,
@@ -103,6 +109,7 @@ impl Pods {
             let Some(pod) = self.enrolled.remove(&uid) else { continue };
             report(&pod.wanted.name, "pods entry", self.kernel.maps.remove_pod(pod.cookie));
             report(&pod.wanted.name, "sk_lookup link", self.kernel.detach_pod(pod.cookie));
+            report(&pod.wanted.name, "source guard", self.kernel.unguard_pod(pod.cookie));
             tracing::info!(pod = pod.wanted.name, "left the mesh");
             self.leaving.retain(|_, stop| !stop.is_cancelled());
             self.leaving.insert(pod.cookie, pod.stop.clone());
@@ -165,7 +172,24 @@ impl Pods {
         };
         proxy::serve_pod(proxy, listeners, self.proxy.clone(), stop.clone())
             .map_err(|e| format!("serving it: {e}"))?;
-        Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, stop })
+        let unguarded = self.guard(pod, &netns, cookie);
+        Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, unguarded, stop })
+    }
+
+    /// Keeps the pod from sending under addresses that are not its own; why it cannot, or empty. It is enrolled either way: what
+    /// it claims to be is never believed, only policies by address could be misled, and only for plaintext.
+    fn guard(&self, pod: &Wanted, netns: &OwnedFd, cookie: u64) -> String {
+        if !self.source_guard {
+            return "no source guard: --source-guard=off".to_owned();
+        }
+        let (ip4, ip6) = both_families(&pod.addresses);
+        let guarded =
+            node_end(netns.as_fd(), &pod.addresses).map_err(|error| error.to_string()).and_then(|index| {
+                self.kernel.guard_pod(cookie, index, Guard { ip4, ip6 }).map_err(|error| error.to_string())
+            });
+        let Err(reason) = guarded else { return String::new() };
+        tracing::warn!(pod = pod.name, reason, "no source guard on its interface");
+        format!("no source guard: {reason}")
     }
 
     /// UIDs of the pods whose listeners and certificates are in place.
@@ -242,7 +266,7 @@ impl Pods {
             .map(|(_, pod)| PodState {
                 name: pod.wanted.name.clone(),
                 state: "enrolled",
-                reason: String::new(),
+                reason: pod.unguarded.clone(),
                 netns_cookie: pod.cookie,
             })
             .collect();
@@ -267,6 +291,13 @@ fn enforce_one(kernel: &Kernel, pod: &Enrolled, identity: u32, first: bool) -> R
     };
     let entry = Pod { identity, ip4: family(true), ip6: family(false), name: cut(&pod.wanted.name) };
     kernel.maps.put_pod(pod.cookie, entry).map_err(|e| format!("BPF map pods: {e}"))
+}
+
+/// The IPv4 and the IPv6 address; all zeros where there is none.
+fn both_families(addresses: &[IpAddr]) -> (Ip, Ip) {
+    let family =
+        |v4: bool| addresses.iter().find(|a| a.is_ipv4() == v4).map_or(Ip::UNSPECIFIED, |a| Ip::from(*a));
+    (family(true), family(false))
 }
 
 fn report<E: std::fmt::Display>(pod: &str, what: &str, result: Result<(), E>) {
