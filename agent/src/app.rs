@@ -42,7 +42,7 @@ const RECHECKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_mill
 /// Pins of all instances.
 const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
-/// Runs `culvert agent` until SIGTERM or SIGINT.
+/// Runs `culvert agent` until SIGTERM or SIGINT, and then until its tunnels have ended (`--drain`).
 ///
 /// # Errors
 ///
@@ -91,7 +91,9 @@ async fn start(args: AgentArgs) -> Result<()> {
     let flows = Arc::new(FlowLog::new(&args.node));
     let (publish, snapshots) = watch::channel(Arc::new(nothing_known(&settings)));
     let mesh = MeshView::new(kernel.clone(), snapshots.clone(), flows.clone());
-    let proxy = Shared::new(Arc::new(mesh), certs.clone(), ProxyConfig::default());
+    let drain = Duration::from_secs(args.drain);
+    let proxy_config = ProxyConfig { drain, ..ProxyConfig::default() };
+    let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config);
     let (status, state) = watch::channel(State::default());
     let view = Published {
         snapshots,
@@ -239,8 +241,8 @@ impl Node {
         let mut interrupt = signal(SignalKind::interrupt())?;
         loop {
             let dirty = tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
                 batch = updates.recv() => {
                     let batch = batch.context("the control source ended")?;
                     let changed = self.world.apply(batch);
@@ -260,6 +262,14 @@ impl Node {
                 self.reconcile().await;
             }
         }
+        self.status.send_modify(|state| state.draining = true);
+        tracing::info!("no new tunnels; waiting for the open ones, or for another signal");
+        tokio::select! {
+            () = self.pods.drain() => {}
+            _ = terminate.recv() => tracing::warn!("stopped at once: open tunnels are cut"),
+            _ = interrupt.recv() => tracing::warn!("stopped at once: open tunnels are cut"),
+        }
+        Ok(())
     }
 
     /// Makes the node what the world says: leaving first, then what joins, then the tables, then enforcement, and the

@@ -111,6 +111,10 @@ pub struct AgentArgs {
     /// Lifetime of workload certificates, in seconds; renewed at half of it
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=31_536_000))]
     pub certificate_ttl: u64,
+    /// How long open tunnels may go on after SIGTERM, in seconds; a second signal ends them at once. A pod's
+    /// terminationGracePeriodSeconds must be longer
+    #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub drain: u64,
     /// Log filter, for example `info` or `culvert=debug`
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log: String,

@@ -24,6 +24,8 @@ use crate::telemetry::metrics::Metrics;
 pub(super) struct State {
     /// Whether the world has been put in force once.
     pub(super) reconciled: bool,
+    /// Whether it has been told to stop, and takes no new tunnels.
+    pub(super) draining: bool,
     pub(super) pods: Vec<PodState>,
     pub(super) source: Report,
 }
@@ -42,6 +44,9 @@ pub(super) struct Published {
 impl View for Published {
     fn pending(&self) -> Vec<String> {
         let state = self.state.borrow();
+        if state.draining {
+            return vec!["the end of open tunnels: the agent stops".to_owned()];
+        }
         if !state.reconciled {
             return vec!["first state from the control source".to_owned()];
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use culvert_common::{Connection, Decision, Guard, Ip, Pod, Tuple, cut};
 use serde::Serialize;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::destroy::destroy;
@@ -54,6 +55,8 @@ struct Enrolled {
     /// Why what it sends is not checked, or empty.
     unguarded: String,
     stop: CancellationToken,
+    /// Ends when the pod's last tunnel has.
+    served: JoinHandle<()>,
 }
 
 /// State of one pod, for the reader.
@@ -170,10 +173,10 @@ impl Pods {
             name: pod.name.clone(),
             baggage: pod.baggage.clone(),
         };
-        proxy::serve_pod(proxy, listeners, self.proxy.clone(), stop.clone())
+        let served = proxy::serve_pod(proxy, listeners, self.proxy.clone(), stop.clone())
             .map_err(|e| format!("serving it: {e}"))?;
         let unguarded = self.guard(pod, &netns, cookie);
-        Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, unguarded, stop })
+        Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, unguarded, stop, served })
     }
 
     /// Keeps the pod from sending under addresses that are not its own; why it cannot, or empty. It is enrolled either way: what
@@ -250,6 +253,19 @@ impl Pods {
             }
         }
         self.kernel.sweep_pods(&|cookie| live.contains(&cookie)).map(drop)
+    }
+
+    /// Takes no new tunnels, and returns when the open ones have ended or their time is up. The pods stay enrolled: what the
+    /// kernel decides goes on, and new tunnels fail until the next agent.
+    pub async fn drain(&mut self) {
+        for pod in self.enrolled.values() {
+            pod.stop.cancel();
+        }
+        for pod in self.enrolled.values_mut() {
+            if let Err(error) = (&mut pod.served).await {
+                tracing::error!(pod = pod.wanted.name, %error, "the task that served it failed");
+            }
+        }
     }
 
     /// Whether something waits for another try.
