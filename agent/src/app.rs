@@ -83,6 +83,10 @@ async fn start(args: AgentArgs) -> Result<()> {
     let _claim = Claim::take(&state_dir, &cgroup_root)?;
     let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
     let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
+    let lost = kernel.maps.forget_handovers().context("tidying up after an earlier agent")?;
+    if lost > 0 {
+        tracing::info!(lost, "tunnels that an earlier agent was about to take are forgotten");
+    }
     let certs = CertStore::with_aliases(Ca::Embedded(ca), args.trust_domain_aliases.clone());
     let shutdown = CancellationToken::new();
     let updates = manifests::spawn(args.manifests.clone(), shutdown.clone());

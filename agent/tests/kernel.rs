@@ -48,9 +48,13 @@ fn programs_load_attach_and_are_adopted_by_a_second_agent() {
     let first = Kernel::load(&scratch.config()).expect("first load");
     let netns = fs::File::open("/proc/self/ns/net").expect("netns");
     within_the_verifier_budget(&first);
+    let end = std::net::SocketAddr::from(([127, 0, 0, 1], 40000)).into();
+    first.maps.put_original_src(culvert_common::LocalKey::new(7, end), end).expect("an entry");
     drop(first);
     assert!(scratch.pins.join("links/connect4").exists(), "links outlive the agent");
     let second = Kernel::load(&scratch.config()).expect("second load adopts the pins");
+    assert_eq!(second.maps.forget_handovers().expect("the maps"), 1, "what a dead agent was to deliver");
+    assert_eq!(second.maps.forget_handovers().expect("the maps"), 0);
     second.attach_pod(42, netns.as_fd()).expect("sk_lookup attaches");
     assert!(scratch.pins.join("links/admit-42").exists());
     second.detach_pod(42).expect("detach");

@@ -190,6 +190,18 @@ impl Maps {
         found(lock(&self.original_src).remove(&key)).map(drop)
     }
 
+    /// Forgets the connections that a dead agent was to pick up or to deliver: they were reset with its listeners. To be
+    /// called before there are new ones; returns how many there were.
+    pub fn forget_handovers(&self) -> io::Result<usize> {
+        fn clear<V: aya::Pod>(table: &Table<LocalKey, V>) -> io::Result<usize> {
+            let mut map = lock(table);
+            let keys: Vec<LocalKey> = map.keys().filter_map(Result::ok).collect();
+            keys.iter().try_for_each(|key| found(map.remove(key)).map(drop))?;
+            Ok(keys.len())
+        }
+        Ok(clear(&self.original_dst)? + clear(&self.original_src)?)
+    }
+
     /// Adds a local pod. From now on its connections are decided.
     pub fn put_pod(&self, netns: u64, pod: Pod) -> io::Result<()> {
         lock(&self.pods).insert(netns, pod, 0).map_err(io::Error::other)

@@ -22,7 +22,7 @@ const FEATURES: [Feature; 6] = [
         name: "tcx links",
         since: (6, 6),
         used_for: "source-address check on pods' interfaces",
-        without: Some("a clsact filter does it"),
+        without: Some("pods can send under addresses not their own, which misleads policies by address"),
     },
     Feature {
         name: "bpf_set_retval",
