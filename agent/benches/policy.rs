@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use culvert::bpf::{Kernel, KernelConfig};
+use culvert::bpf::{Kernel, Scratch};
 use culvert::control::{Update, manifests};
 use culvert::model::{Settings, Snapshot, World, desired};
 use culvert::policy::{Interner, compile};
@@ -110,32 +110,25 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// A cgroup, pins and a manifests folder that go with the measurement.
-struct Scratch {
+/// A place in the kernel and a manifests folder that go with the measurement, and the way back out of its cgroup.
+struct Place {
     home: PathBuf,
-    cgroup: PathBuf,
-    pins: PathBuf,
+    kernel: Scratch,
     dir: tempfile::TempDir,
 }
 
-impl Scratch {
+impl Place {
     fn new() -> Self {
-        sys::mount_bpffs().expect("a bpffs");
-        let name = format!("culvert-bench-{}", std::process::id());
         let home = sys::own_cgroup().expect("own cgroup");
-        let cgroup = sys::cgroup2_mount().expect("cgroup v2").join(&name);
-        fs::create_dir(&cgroup).expect("a cgroup");
-        let pins = Path::new("/sys/fs/bpf/culvert").join(name);
-        Self { home, cgroup, pins, dir: tempfile::tempdir().expect("a folder") }
+        let kernel = Scratch::new("bench").expect("a cgroup and a bpffs");
+        Self { home, kernel, dir: tempfile::tempdir().expect("a folder") }
     }
 }
 
-impl Drop for Scratch {
+impl Drop for Place {
     fn drop(&mut self) {
+        // A cgroup with a process in it stays.
         let _ = fs::write(self.home.join("cgroup.procs"), "0");
-        let _ = fs::remove_dir_all(self.pins.join("links"));
-        let _ = fs::remove_dir_all(&self.pins);
-        let _ = fs::remove_dir(&self.cgroup);
     }
 }
 
@@ -174,17 +167,10 @@ impl Agent {
 }
 
 async fn measure(policies: usize, workloads: usize) -> Row {
-    let scratch = Scratch::new();
-    write_world(scratch.dir.path(), policies, workloads);
+    let place = Place::new();
+    write_world(place.dir.path(), policies, workloads);
     let begun = Instant::now();
-    let kernel = Kernel::load(&KernelConfig {
-        pins: scratch.pins.clone(),
-        cgroup: scratch.cgroup.clone(),
-        host_netns: 1,
-        agent_cgroup: 1,
-        same_node_tunnel: false,
-    })
-    .expect("the programs load");
+    let kernel = Kernel::load(&place.kernel.config()).expect("the programs load");
     let settings = Settings { node: "n1".to_owned(), ..Settings::default() };
     let interner = Interner::new();
     let mut agent = Agent {
@@ -197,19 +183,19 @@ async fn measure(policies: usize, workloads: usize) -> Row {
         rows: 0,
     };
     let stop = CancellationToken::new();
-    let mut updates = manifests::spawn(scratch.dir.path().to_owned(), stop.clone());
+    let mut updates = manifests::spawn(place.dir.path().to_owned(), stop.clone());
     while !agent.take(next(&mut updates).await) {}
     let start = begun.elapsed();
     let (compile, rows) = (agent.compile, agent.rows);
     let (mut changes, mut compiles) = (Vec::new(), Vec::new());
     for n in 0..CHANGES {
-        changes.push(change(&mut agent, &mut updates, scratch.dir.path(), n).await);
+        changes.push(change(&mut agent, &mut updates, place.dir.path(), n).await);
         compiles.push(agent.compile);
     }
     changes.sort();
     compiles.sort();
     let program = program(&agent);
-    let refused = connects(&scratch, &agent);
+    let refused = connects(&place, &agent);
     stop.cancel();
     Row {
         policies,
@@ -220,7 +206,7 @@ async fn measure(policies: usize, workloads: usize) -> Row {
         change: changes[CHANGES / 2],
         change_max: changes[CHANGES - 1],
         rows,
-        map_bytes: map_memory(&scratch.pins),
+        map_bytes: map_memory(&place.kernel.pins),
         program,
         refused,
     }
@@ -311,7 +297,7 @@ fn program(agent: &Agent) -> Duration {
 }
 
 /// Median of a refused connect() of this process, as a pod.
-fn connects(scratch: &Scratch, agent: &Agent) -> Duration {
+fn connects(place: &Place, agent: &Agent) -> Duration {
     let cookie = sys::own_netns_cookie().expect("netns cookie");
     let stranger = Pod {
         identity: STRANGER,
@@ -319,13 +305,13 @@ fn connects(scratch: &Scratch, agent: &Agent) -> Duration {
         ip6: Ip::from_words([0; 4]),
         name: cut("bench/pod"),
     };
-    fs::write(scratch.cgroup.join("cgroup.procs"), "0").expect("entering the cgroup");
+    fs::write(place.kernel.cgroup.join("cgroup.procs"), "0").expect("entering the cgroup");
     agent.kernel.maps.put_pod(cookie, stranger).expect("pods entry");
     // Pod 0 is selected by policy 0, whatever their number.
     let target = SocketAddr::from((address(0), 9999));
     let refused = median_connect(target);
     agent.kernel.maps.remove_pod(cookie).expect("pods entry");
-    fs::write(scratch.home.join("cgroup.procs"), "0").expect("leaving the cgroup");
+    fs::write(place.home.join("cgroup.procs"), "0").expect("leaving the cgroup");
     refused
 }
 

@@ -8,6 +8,7 @@ mod events;
 mod link;
 mod load;
 mod maps;
+mod scratch;
 mod sync;
 mod trial;
 
@@ -15,4 +16,5 @@ pub use events::EventStream;
 pub(crate) use load::remove_pins;
 pub use load::{Kernel, KernelConfig, KernelError};
 pub use maps::Maps;
+pub use scratch::Scratch;
 pub use sync::SyncStats;

@@ -4,47 +4,12 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 
-use culvert::bpf::{Kernel, KernelConfig};
-
-struct Scratch {
-    cgroup: PathBuf,
-    pins: PathBuf,
-}
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let root = culvert::sys::cgroup2_mount().expect("cgroup v2 is mounted");
-        let name = format!("culvert-test-{name}-{}", std::process::id());
-        let cgroup = root.join(&name);
-        fs::create_dir(&cgroup).expect("cgroup");
-        Self { cgroup, pins: PathBuf::from("/sys/fs/bpf/culvert").join(name) }
-    }
-
-    fn config(&self) -> KernelConfig {
-        KernelConfig {
-            pins: self.pins.clone(),
-            cgroup: self.cgroup.clone(),
-            host_netns: 1,
-            agent_cgroup: 1,
-            same_node_tunnel: false,
-        }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(self.pins.join("links"));
-        let _ = fs::remove_dir_all(&self.pins);
-        let _ = fs::remove_dir(&self.cgroup);
-    }
-}
+use culvert::bpf::{Kernel, Scratch};
 
 #[test]
 fn programs_load_attach_and_are_adopted_by_a_second_agent() {
-    culvert::sys::mount_bpffs().expect("bpffs");
-    let scratch = Scratch::new("load");
+    let scratch = Scratch::new("load").expect("a cgroup and a bpffs");
     let first = Kernel::load(&scratch.config()).expect("first load");
     let netns = fs::File::open("/proc/self/ns/net").expect("netns");
     within_the_verifier_budget(&first);

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use culvert_common::{FlowEvent, HOST_IDENTITY, Tuple, Verdict};
@@ -10,46 +9,11 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::bpf::{EventStream, Kernel, KernelConfig};
+use crate::bpf::{EventStream, Kernel, Scratch};
 use crate::model::desired;
 
 /// Random worlds; each is asked a few thousand questions.
 const WORLDS: usize = 60;
-
-/// A cgroup and pins that go with the test.
-struct Scratch {
-    cgroup: PathBuf,
-    pins: PathBuf,
-}
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        crate::sys::mount_bpffs().unwrap();
-        let name = format!("culvert-test-{name}-{}", std::process::id());
-        let cgroup = crate::sys::cgroup2_mount().unwrap().join(&name);
-        std::fs::create_dir(&cgroup).unwrap();
-        Self { cgroup, pins: Path::new("/sys/fs/bpf/culvert").join(name) }
-    }
-
-    fn load(&self) -> Kernel {
-        Kernel::load(&KernelConfig {
-            pins: self.pins.clone(),
-            cgroup: self.cgroup.clone(),
-            host_netns: 1,
-            agent_cgroup: 1,
-            same_node_tunnel: false,
-        })
-        .unwrap()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(self.pins.join("links"));
-        let _ = std::fs::remove_dir_all(&self.pins);
-        let _ = std::fs::remove_dir(&self.cgroup);
-    }
-}
 
 /// A question to the program, and what the reference has to say.
 struct Asked {
@@ -111,8 +75,8 @@ async fn the_loaded_program_decides_as_the_reference_does() {
         println!("skipped: loading programs needs root");
         return;
     }
-    let scratch = Scratch::new("reference");
-    let kernel = scratch.load();
+    let scratch = Scratch::new("reference").unwrap();
+    let kernel = Kernel::load(&scratch.config()).unwrap();
     let mut stream = EventStream::open(&kernel).unwrap();
     let mut interner = Interner::new();
     let mut runner = TestRunner::default();
@@ -154,8 +118,8 @@ fn no_change_is_ever_half_in_force() {
         println!("skipped: loading programs needs root");
         return;
     }
-    let scratch = Scratch::new("change");
-    let kernel = scratch.load();
+    let scratch = Scratch::new("change").unwrap();
+    let kernel = Kernel::load(&scratch.config()).unwrap();
     let mut interner = Interner::new();
     let mut world = World::default();
     world.apply(pods().into_iter().map(|p| Update::Upsert(Object::Pod(Arc::new(p)))).collect());
