@@ -37,6 +37,8 @@ pub struct HboneConfig {
     pub client_streams: usize,
     /// TCP connect. Default 10 s.
     pub connect_timeout: Duration,
+    /// How long a pod that refuses the TCP connection is tried again: its agent may be about to serve it. Default 2 s.
+    pub patience: Duration,
     /// TLS and HTTP/2 handshake together. Default 10 s.
     pub handshake_timeout: Duration,
     /// For the answer to CONNECT. Default 20 s: longer than the peer waits for its app.
@@ -59,6 +61,7 @@ impl Default for HboneConfig {
             server_streams: 200,
             client_streams: 100,
             connect_timeout: Duration::from_secs(10),
+            patience: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(20),
             idle: Duration::from_secs(300),

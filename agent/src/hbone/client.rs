@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use culvert_common::Reason;
@@ -9,13 +10,17 @@ use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Destination, HboneConfig};
 use crate::identity::{CertError, PeerError, WorkloadCert, explain};
 use crate::sys::tcp_socket;
+
+/// Between two tries of a pod that refuses.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Why a tunnel could not be opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -122,7 +127,24 @@ fn builder(config: &HboneConfig) -> h2::client::Builder {
     builder
 }
 
+/// A pod that is in the mesh by its label, and refuses, is one whose agent joins it this moment or restarts.
 async fn dial(destination: &Destination, config: &HboneConfig) -> io::Result<TcpStream> {
+    let begun = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match dial_once(destination, config).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::ConnectionRefused && begun.elapsed() < config.patience =>
+            {
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn dial_once(destination: &Destination, config: &HboneConfig) -> io::Result<TcpStream> {
     let socket = tcp_socket(&destination.netns, destination.source_ip, false)?;
     let tcp = timeout(config.connect_timeout, socket.connect(destination.address))
         .await

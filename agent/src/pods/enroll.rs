@@ -1,7 +1,7 @@
 //! Enrolment: a pod joins when everything it needs is in place, and leaves without a trace.
 //!
-//! Joining: namespace found → listeners open in it → certificate there → tables name the pod as local → sk_lookup
-//! attached → `pods` entry written: only now are its connections decided. Leaving is the reverse.
+//! Joining: namespace found → listeners open in it → certificate there → tables name the pod as local → tunnels served →
+//! sk_lookup attached → `pods` entry written: only now are its connections decided. Leaving is the reverse.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -21,7 +21,7 @@ use super::discovery;
 use super::interface::node_end;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
-use crate::proxy::{self, PodProxy, Shared};
+use crate::proxy::{self, PodListeners, PodProxy, Shared};
 
 /// How long a certificate may take before enrolment is put off.
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
@@ -55,8 +55,29 @@ struct Enrolled {
     /// Why what it sends is not checked, or empty.
     unguarded: String,
     stop: CancellationToken,
-    /// Ends when the pod's last tunnel has.
-    served: JoinHandle<()>,
+    service: Service,
+}
+
+/// The proxy of a pod.
+enum Service {
+    /// Its listeners hold what arrives until the tables can judge it.
+    Waiting(Box<(PodProxy, PodListeners)>),
+    /// The task ends when the pod's last tunnel has.
+    Serving(JoinHandle<()>),
+    /// It could not be started.
+    Failed,
+}
+
+impl Service {
+    /// Starts accepting.
+    fn start(self, proxy: &Arc<Shared>, stop: &CancellationToken) -> (Self, io::Result<()>) {
+        let Self::Waiting(waiting) = self else { return (self, Ok(())) };
+        let (pod, listeners) = *waiting;
+        match proxy::serve_pod(pod, listeners, proxy.clone(), stop.clone()) {
+            Ok(task) => (Self::Serving(task), Ok(())),
+            Err(error) => (Self::Failed, Err(error)),
+        }
+    }
 }
 
 /// State of one pod, for the reader.
@@ -173,10 +194,9 @@ impl Pods {
             name: pod.name.clone(),
             baggage: pod.baggage.clone(),
         };
-        let served = proxy::serve_pod(proxy, listeners, self.proxy.clone(), stop.clone())
-            .map_err(|e| format!("serving it: {e}"))?;
+        let service = Service::Waiting(Box::new((proxy, listeners)));
         let unguarded = self.guard(pod, &netns, cookie);
-        Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, unguarded, stop, served })
+        Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, unguarded, stop, service })
     }
 
     /// Keeps the pod from sending under addresses that are not its own; why it cannot, or empty. It is enrolled either way: what
@@ -209,6 +229,12 @@ impl Pods {
                 continue;
             }
             let first = pod.written.is_none();
+            let service = std::mem::replace(&mut pod.service, Service::Failed);
+            let (service, started) = service.start(&self.proxy, &pod.stop);
+            pod.service = service;
+            if let Err(error) = started {
+                tracing::error!(pod = pod.wanted.name, %error, "cannot serve its tunnels");
+            }
             if let Err(reason) = enforce_one(&self.kernel, pod, *identity, first) {
                 tracing::error!(pod = pod.wanted.name, reason, "cannot enforce; trying again");
                 self.pending.insert(uid.clone(), (pod.wanted.name.clone(), reason));
@@ -262,7 +288,9 @@ impl Pods {
             pod.stop.cancel();
         }
         for pod in self.enrolled.values_mut() {
-            if let Err(error) = (&mut pod.served).await {
+            if let Service::Serving(task) = &mut pod.service
+                && let Err(error) = task.await
+            {
                 tracing::error!(pod = pod.wanted.name, %error, "the task that served it failed");
             }
         }
