@@ -34,6 +34,8 @@ use view::{Published, State};
 
 /// How often pods that could not be enrolled are tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long the programs of an agent with another layout wait for pods that cannot be enrolled.
+const HANDOVER: Duration = Duration::from_secs(10);
 /// How often kernel tables that could not be written are tried again.
 const UNSTUCK: Duration = Duration::from_secs(1);
 /// A SYN that was judged a moment before a change is an open connection a moment after: on this node at once, in plaintext from
@@ -130,6 +132,8 @@ async fn start(args: AgentArgs) -> Result<()> {
         publish,
         status,
         swept: false,
+        begun,
+        retired: false,
         classes: HashMap::new(),
         rechecks: VecDeque::new(),
         stuck: None,
@@ -230,6 +234,8 @@ struct Node {
     publish: watch::Sender<Arc<Snapshot>>,
     status: watch::Sender<State>,
     swept: bool,
+    begun: Instant,
+    retired: bool,
     /// The policy class of each address of this node's pods: as long as they stay, no open connection is judged otherwise.
     classes: HashMap<IpAddr, u32>,
     /// When open connections are held against the policy once more.
@@ -308,8 +314,22 @@ impl Node {
                 tracing::error!(%error, "what an earlier agent left could not be removed");
             }
         }
+        self.retire_predecessor();
         self.status.send_modify(|state| state.reconciled = true);
         self.tell();
+    }
+
+    /// The programs of an agent with another layout enforce until those of this one do so for every pod.
+    fn retire_predecessor(&mut self) {
+        if self.retired || (self.pods.is_pending() && self.begun.elapsed() < HANDOVER) {
+            return;
+        }
+        self.retired = true;
+        match self.kernel.retire_predecessor() {
+            Ok(true) => tracing::info!("the programs of an agent with another layout are gone"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the programs of an earlier agent could not be removed"),
+        }
     }
 
     /// The last good state stays in force; the change is tried again.

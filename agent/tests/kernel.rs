@@ -6,6 +6,7 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use culvert::bpf::{Kernel, Scratch};
+use culvert_common::{ABI_VERSION, Config};
 
 #[test]
 fn programs_load_attach_and_are_adopted_by_a_second_agent() {
@@ -24,6 +25,29 @@ fn programs_load_attach_and_are_adopted_by_a_second_agent() {
     assert!(scratch.pins.join("links/admit-42").exists());
     second.detach_pod(42).expect("detach");
     assert!(!scratch.pins.join("links/admit-42").exists());
+}
+
+#[test]
+fn programs_of_another_layout_stay_until_the_new_ones_enforce() {
+    let scratch = Scratch::new("layout").expect("a cgroup and a bpffs");
+    let netns = fs::File::open("/proc/self/ns/net").expect("netns");
+    let first = Kernel::load(&scratch.config()).expect("first load");
+    first.attach_pod(42, netns.as_fd()).expect("sk_lookup attaches");
+    drop(first);
+    let pinned = aya::maps::MapData::from_pin(scratch.pins.join("config")).expect("the pinned config");
+    let mut config: aya::maps::Array<_, Config> =
+        aya::maps::Map::Array(pinned).try_into().expect("the config map");
+    let ours = config.get(&0, 0).expect("the config");
+    config.set(0, Config { abi_version: ABI_VERSION + 1, ..ours }, 0).expect("another layout");
+    let second = Kernel::load(&scratch.config()).expect("second load");
+    let mut aside = scratch.pins.clone().into_os_string();
+    aside.push("~/links/admit-42");
+    let aside = std::path::PathBuf::from(aside);
+    assert!(aside.exists(), "the old verdict is still attached");
+    assert!(!scratch.pins.join("links/admit-42").exists(), "and not adopted");
+    assert!(second.retire_predecessor().expect("they can be removed"));
+    assert!(!aside.exists());
+    assert!(!second.retire_predecessor().expect("nothing is left"));
 }
 
 /// What the verifier walked of each program stays within tests/verifier-budget.txt: a program that grows does so on

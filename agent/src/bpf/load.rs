@@ -114,7 +114,7 @@ impl Kernel {
         }
         let links = config.pins.join("links");
         create_dir(&links)?;
-        drop_foreign_abi(&config.pins)?;
+        set_foreign_abi_aside(&config.pins)?;
         let mut loader = EbpfLoader::new();
         for name in MAP_NAMES {
             loader.map_pin_path(name, config.pins.join(name));
@@ -151,6 +151,21 @@ impl Kernel {
             guards: Mutex::new(HashMap::new()),
             _node_links: node_links,
         })
+    }
+
+    /// Detaches the programs of a predecessor whose maps had another layout; the new ones enforce. Returns whether there
+    /// were any.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn retire_predecessor(&self) -> Result<bool, KernelError> {
+        let path = aside(&self.pins);
+        if !path.exists() {
+            return Ok(false);
+        }
+        remove_pins(&path).map_err(|source| KernelError::Path { path, source })?;
+        Ok(true)
     }
 
     /// Puts the destination's verdict into a pod's network namespace.
@@ -286,8 +301,9 @@ pub(super) fn fd<'a>(programs: &'a Ebpf, name: &'static str) -> Result<BorrowedF
     fd.map(|fd| fd.as_fd()).map_err(|source| KernelError::Program { name, source })
 }
 
-/// Maps of another layout must not be adopted. Links go first: without them nothing reads the maps.
-fn drop_foreign_abi(pins: &Path) -> Result<(), KernelError> {
+/// Maps of another layout cannot be adopted. Their programs stay attached, under another name, until the new ones
+/// enforce: see [`Kernel::retire_predecessor`].
+fn set_foreign_abi_aside(pins: &Path) -> Result<(), KernelError> {
     let pinned = pins.join("config");
     if !pinned.exists() {
         return Ok(());
@@ -299,14 +315,37 @@ fn drop_foreign_abi(pins: &Path) -> Result<(), KernelError> {
     if matches!(version, Ok(ABI_VERSION)) {
         return Ok(());
     }
-    tracing::warn!(pins = %pins.display(), ?version, ours = ABI_VERSION, "pinned maps have another layout: rebuilding");
-    remove_pins(pins).map_err(|source| KernelError::Path { path: pins.to_owned(), source })?;
+    tracing::warn!(
+        pins = %pins.display(),
+        ?version,
+        ours = ABI_VERSION,
+        "pinned maps have another layout: their programs go on until the new ones enforce"
+    );
+    let aside = aside(pins);
+    let moved = remove_pins(&aside).and_then(|()| fs::rename(pins, &aside));
+    // They know another agent's cgroup, and would keep this one from the mesh's ports.
+    let ports = |name| match fs::remove_file(aside.join("links").join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    moved
+        .and_then(|()| ports("bind4"))
+        .and_then(|()| ports("bind6"))
+        .map_err(|source| KernelError::Path { path: pins.to_owned(), source })?;
     create_dir(&pins.join("links"))
 }
 
-/// Removes an instance's pins, links before maps. Missing is no error.
+/// Where the pins of a predecessor with another layout wait. No instance has such a name.
+fn aside(pins: &Path) -> PathBuf {
+    let mut name = pins.file_name().unwrap_or_default().to_owned();
+    name.push("~");
+    pins.with_file_name(name)
+}
+
+/// Removes an instance's pins, links before maps, and those that were set aside. Missing is no error.
 pub(crate) fn remove_pins(pins: &Path) -> io::Result<()> {
-    for dir in [pins.join("links"), pins.to_owned()] {
+    let aside = aside(pins);
+    for dir in [pins.join("links"), pins.to_owned(), aside.join("links"), aside] {
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

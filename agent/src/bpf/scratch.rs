@@ -63,7 +63,9 @@ fn remove(cgroup: &Path, pins: &Path) {
 fn sweep(cgroups: &Path) {
     let listed = [cgroups, Path::new(PINS)].map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
     for name in listed.into_iter().flatten().map(|entry| entry.file_name()) {
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.rsplit('-').next());
+        let owner = name
+            .to_str()
+            .and_then(|name| name.trim_end_matches('~').strip_prefix(PREFIX)?.rsplit('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             remove(&cgroups.join(&name), &Path::new(PINS).join(&name));
         }
