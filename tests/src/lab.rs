@@ -446,6 +446,8 @@ impl Lab {
         if let Some(instance) = instance {
             child.env("CULVERT_INSTANCE", instance);
         }
+        // What a program leaves there goes with the lab.
+        child.env("TMPDIR", &self.dir);
         put(&mut child, place)?;
         child.stdin(Stdio::null()).output().with_context(|| format!("starting {program:?}"))
     }
