@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::bpf::{EventStream, Kernel, KernelConfig};
+use crate::bpf::{EventStream, Kernel, KernelConfig, PIN_ROOT};
 use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
 use crate::control::{Update, manifests};
@@ -41,8 +41,6 @@ const UNSTUCK: Duration = Duration::from_secs(1);
 /// A SYN that was judged a moment before a change is an open connection a moment after: on this node at once, in plaintext from
 /// elsewhere after a round trip, and after its first retransmission at the latest.
 const RECHECKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(3500)];
-/// Pins of all instances.
-const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
 /// Runs `culvert agent` until SIGTERM or SIGINT, and then until its tunnels have ended (`--drain`).
 ///
@@ -415,9 +413,6 @@ fn nothing_known(settings: &Settings) -> Snapshot {
 }
 
 fn wanted(workload: &Workload) -> Wanted {
-    let label = |names: &[&str]| names.iter().find_map(|n| workload.labels.get(*n)).cloned();
-    let service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-    let version = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
     Wanted {
         uid: workload.uid.clone(),
         name: workload.full_name(),
@@ -425,10 +420,7 @@ fn wanted(workload: &Workload) -> Wanted {
         identity: workload.identity.clone(),
         baggage: format!(
             "k8s.cluster.name=Kubernetes,k8s.namespace.name={},k8s.pod.name={},service.name={},service.version={}",
-            workload.namespace,
-            workload.name,
-            service.as_deref().unwrap_or(&workload.name),
-            version.as_deref().unwrap_or("latest"),
+            workload.namespace, workload.name, workload.app, workload.version,
         ),
     }
 }

@@ -4,6 +4,9 @@
 //! starts finds them, replaces the programs behind the links in place and takes the maps over; an agent that dies
 //! leaves enforcement and same-node traffic running.
 
+/// Pins of all instances.
+pub(crate) const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
+
 mod events;
 mod link;
 mod load;

@@ -43,6 +43,7 @@ pub use notes::{Note, Notes, Tally, Would};
 pub use parse::InvalidField;
 pub(crate) use raw::{RawAuthorizationPolicy, RawPeerAuthentication};
 pub use select::Applicable;
+pub(crate) use select::matches_labels;
 pub use types::{
     Action, Attachment, AuthorizationPolicy, Condition, ConditionKey, L7Deny, Operation, Rule, Scope,
     ServiceAccountName, Source, StringMatch,

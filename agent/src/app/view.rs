@@ -15,6 +15,7 @@ use crate::control::Report;
 use crate::identity::CertStore;
 use crate::model::Snapshot;
 use crate::pods::PodState;
+use crate::policy::Finding;
 use crate::proxy::Shared;
 use crate::telemetry::flows::FlowLog;
 use crate::telemetry::metrics::Metrics;
@@ -126,17 +127,13 @@ impl View for Published {
 /// Both kinds of policies, with what is notable about each.
 fn policies(snapshot: &Snapshot) -> Vec<Value> {
     let root = &snapshot.mesh.settings.root_namespace;
-    let notes = |object: &str| -> Vec<String> {
-        let about = snapshot.compiled.findings.iter().filter(|f| f.object == object);
-        about.map(|f| f.message.clone()).collect()
-    };
+    let notes = |findings: Vec<Finding>| -> Vec<String> { findings.into_iter().map(|f| f.message).collect() };
     let mut rows: Vec<Value> = snapshot
         .policy_rows()
         .into_iter()
         .map(|row| {
-            let object = format!("AuthorizationPolicy {}/{}", row.namespace, row.name);
             json!({"namespace": row.namespace, "name": row.name, "kind": "AuthorizationPolicy", "action": row.action,
-                   "scope": row.scope, "notes": notes(&object)})
+                   "scope": row.scope, "notes": notes(row.findings)})
         })
         .collect();
     for policy in &snapshot.mesh.peer_authentications {
@@ -145,9 +142,8 @@ fn policies(snapshot: &Snapshot) -> Vec<Value> {
             () if policy.namespace == *root => "mesh",
             () => "namespace",
         };
-        let object = format!("PeerAuthentication {}/{}", policy.namespace, policy.name);
         rows.push(json!({"namespace": policy.namespace, "name": policy.name, "kind": "PeerAuthentication",
-                         "action": policy.mode, "scope": scope, "notes": notes(&object)}));
+                         "action": policy.mode, "scope": scope, "notes": notes(policy.findings(root))}));
     }
     rows
 }

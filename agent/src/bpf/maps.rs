@@ -115,6 +115,19 @@ impl<M: Store<K, V>, K: Copy + Eq + Hash, V: Copy + PartialEq> Mirror<M, K, V> {
     }
 }
 
+/// The `notes` map, and which notes are in it: a change that brings no new one costs no system call.
+struct NoteCounts {
+    map: PerCpuHashMap<MapData, u32, u64>,
+    known: HashSet<u32>,
+}
+
+impl NoteCounts {
+    fn new(map: PerCpuHashMap<MapData, u32, u64>) -> Self {
+        let known = map.keys().filter_map(Result::ok).collect();
+        Self { map, known }
+    }
+}
+
 /// The maps.
 pub struct Maps {
     config: Array<MapData, Config>,
@@ -125,7 +138,7 @@ pub struct Maps {
     pub(super) backends: Mirrored<BackendKey, Endpoint>,
     pub(super) policy: Mirrored<PolicyKey, PolicyRow>,
     pub(super) sources: Mutex<SourcesMirror>,
-    notes: Mutex<PerCpuHashMap<MapData, u32, u64>>,
+    notes: Mutex<NoteCounts>,
     pub(super) policy_names: Mirrored<u32, Name>,
     pub(super) identities: Mirrored<u32, Name>,
     admitted: Table<Tuple, Admission>,
@@ -156,7 +169,7 @@ impl Maps {
             backends: Mutex::new(Mirror::new(typed(object, "backends")?)),
             policy: Mutex::new(Mirror::new(typed(object, "policy")?)),
             sources: Mutex::new(Mirror::new(typed(object, "sources")?)),
-            notes: Mutex::new(typed(object, "notes")?),
+            notes: Mutex::new(NoteCounts::new(typed(object, "notes")?)),
             policy_names: Mutex::new(Mirror::new(typed(object, "policy_names")?)),
             identities: Mutex::new(Mirror::new(typed(object, "identities")?)),
             admitted: Mutex::new(typed(object, "admitted")?),
@@ -264,30 +277,30 @@ impl Maps {
 
     /// Makes room for the counts of notes that the rows to come refer to.
     pub(super) fn add_notes(&self, notes: &[u32]) -> Result<(), MapError> {
-        let mut map = lock(&self.notes);
-        let known: HashSet<u32> = map.keys().filter_map(Result::ok).collect();
-        let zero = || -> Result<PerCpuValues<u64>, MapError> {
+        let mut counts = lock(&self.notes);
+        for note in notes {
+            if counts.known.contains(note) {
+                continue;
+            }
             let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
-            Ok(PerCpuValues::try_from(vec![0; cpus])?)
-        };
-        for note in notes.iter().filter(|note| !known.contains(note)) {
-            map.insert(note, zero()?, 0)?;
+            counts.map.insert(note, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+            counts.known.insert(*note);
         }
         Ok(())
     }
 
     /// How often the programs met a note.
     pub fn note_count(&self, note: u32) -> u64 {
-        lock(&self.notes).get(&note, 0).map_or(0, |values| values.iter().sum())
+        lock(&self.notes).map.get(&note, 0).map_or(0, |values| values.iter().sum())
     }
 
     /// The highest note that an earlier agent numbered, 0 when there is none. Its counts are not ours: they go.
     pub fn take_pinned_notes(&self) -> u32 {
-        let mut map = lock(&self.notes);
-        let old: Vec<u32> = map.keys().filter_map(Result::ok).collect();
+        let mut counts = lock(&self.notes);
+        let old: Vec<u32> = counts.known.drain().collect();
         for note in &old {
             // One that stays costs a few bytes and is never referred to again.
-            let _ = map.remove(note);
+            let _ = counts.map.remove(note);
         }
         let rows = lock(&self.policy);
         let in_rows = rows.known.values().map(|row| row.decision().note);

@@ -4,10 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{KernelConfig, remove_pins};
+use super::{KernelConfig, PIN_ROOT, remove_pins};
 use crate::sys;
 
-const PINS: &str = "/sys/fs/bpf/culvert";
 const PREFIX: &str = "scratch-";
 
 /// A cgroup and a pin directory. Both go with it; what a killed process left goes with the next one's start.
@@ -30,7 +29,7 @@ impl Scratch {
         let cgroups = sys::cgroup2_mount()?;
         sweep(&cgroups);
         let name = format!("{PREFIX}{name}-{}", std::process::id());
-        let (cgroup, pins) = (cgroups.join(&name), Path::new(PINS).join(name));
+        let (cgroup, pins) = (cgroups.join(&name), Path::new(PIN_ROOT).join(name));
         fs::create_dir(&cgroup)?;
         Ok(Self { cgroup, pins })
     }
@@ -61,13 +60,13 @@ fn remove(cgroup: &Path, pins: &Path) {
 
 /// Removes what processes that are no more have left.
 fn sweep(cgroups: &Path) {
-    let listed = [cgroups, Path::new(PINS)].map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+    let listed = [cgroups, Path::new(PIN_ROOT)].map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
     for name in listed.into_iter().flatten().map(|entry| entry.file_name()) {
         let owner = name
             .to_str()
             .and_then(|name| name.trim_end_matches('~').strip_prefix(PREFIX)?.rsplit('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            remove(&cgroups.join(&name), &Path::new(PINS).join(&name));
+            remove(&cgroups.join(&name), &Path::new(PIN_ROOT).join(&name));
         }
     }
 }

@@ -1,8 +1,7 @@
 //! What should be in the maps, and the order in which it gets there.
 //!
 //! A policy class never changes its meaning: a changed policy is a new class. So its rows are written first, then the
-//! workloads and pods are pointed at them one by one (each an atomic replacement), then what nobody points at is
-//! removed. No reader ever sees half a policy.
+//! workloads are pointed at them one by one (each an atomic replacement), then what nobody points at is removed. No reader ever sees half a policy.
 
 use std::collections::HashMap;
 use std::hash::Hash;

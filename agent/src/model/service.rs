@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Workload;
-use super::workload;
 use crate::control::objects::{self, AddressType, EndpointSlice, Protocol, TargetPort};
+use crate::policy::matches_labels;
 
 /// A Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,7 +74,7 @@ impl Service {
     }
 
     fn add_pod(&mut self, service: &objects::Service, pod: &mut Workload) {
-        if !workload::selected(&service.spec.selector, &pod.labels) {
+        if !matches_labels(&service.spec.selector, &pod.labels) {
             return;
         }
         pod.services.push(format!("{}/{}", self.namespace, self.name));

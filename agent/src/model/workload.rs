@@ -144,8 +144,3 @@ pub(crate) fn tcp_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
     let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
     ports.filter(|p| p.protocol == Protocol::Tcp)
 }
-
-/// Whether `labels` has all of `selector`.
-pub(super) fn selected(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
-    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-}

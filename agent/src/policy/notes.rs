@@ -101,11 +101,6 @@ impl Notes {
         known.last = known.last.max(highest);
     }
 
-    /// The highest number that was given.
-    pub fn last(&self) -> u32 {
-        self.lock().last
-    }
-
     /// Every number, ascending.
     pub fn ids(&self) -> Vec<u32> {
         self.lock().notes.keys().copied().collect()

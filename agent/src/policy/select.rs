@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Attachment, AuthorizationPolicy, PeerAuthentication, Scope, Strictness, strictness};
 
 /// Whether `labels` has all of `selector`.
-pub(super) fn matches_labels(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+pub(crate) fn matches_labels(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
