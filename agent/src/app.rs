@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,6 +136,7 @@ async fn start(args: AgentArgs) -> Result<()> {
         classes: HashMap::new(),
         rechecks: VecDeque::new(),
         stuck: None,
+        draining: None,
     };
     node.follow(updates).await?;
     shutdown.cancel();
@@ -240,6 +242,8 @@ struct Node {
     rechecks: VecDeque<Instant>,
     /// Why the kernel tables could not be written the last time.
     stuck: Option<String>,
+    /// Told to stop: until the last open tunnel has ended, or its time is up.
+    draining: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Node {
@@ -249,15 +253,16 @@ impl Node {
         let mut interrupt = signal(SignalKind::interrupt())?;
         loop {
             let dirty = tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = terminate.recv() => { if self.told_to_stop() { break } false }
+                _ = interrupt.recv() => { if self.told_to_stop() { break } false }
+                () = ended(&mut self.draining) => break,
                 batch = updates.recv() => {
                     let batch = batch.context("the control source ended")?;
                     let changed = self.world.apply(batch);
                     self.tell();
                     changed
                 }
-                () = tokio::time::sleep(RETRY), if self.pods.is_pending() => true,
+                () = tokio::time::sleep(RETRY), if self.pods.is_pending() && self.draining.is_none() => true,
                 () = tokio::time::sleep(UNSTUCK), if self.stuck.is_some() => true,
                 () = until(self.rechecks.front().copied()) => {
                     self.rechecks.pop_front();
@@ -270,18 +275,23 @@ impl Node {
                 self.reconcile().await;
             }
         }
-        self.status.send_modify(|state| state.draining = true);
-        tracing::info!("no new tunnels; waiting for the open ones, or for another signal");
-        tokio::select! {
-            () = self.pods.drain() => {}
-            _ = terminate.recv() => tracing::warn!("stopped at once: open tunnels are cut"),
-            _ = interrupt.recv() => tracing::warn!("stopped at once: open tunnels are cut"),
-        }
         Ok(())
     }
 
+    /// Takes no new tunnels and goes on until the open ones have ended. Returns whether to stop at once: it was told before.
+    fn told_to_stop(&mut self) -> bool {
+        if self.draining.is_some() {
+            tracing::warn!("stopped at once: open tunnels are cut");
+            return true;
+        }
+        tracing::info!("no new tunnels; waiting for the open ones, or for another signal");
+        self.status.send_modify(|state| state.draining = true);
+        self.draining = Some(Box::pin(self.pods.drain()));
+        false
+    }
+
     /// Makes the node what the world says: leaving first, then what joins, then the tables, then enforcement, and the
-    /// removal of what nothing refers to any more last.
+    /// removal of what nothing refers to any more last. An agent that stops leaves joining and leaving to the next one.
     async fn reconcile(&mut self) {
         let mesh = Arc::new(self.world.resolve(&self.settings));
         let interner = self.interner.get_or_insert_with(|| adopt(&self.kernel));
@@ -292,8 +302,10 @@ impl Node {
             .filter(|w| w.enrolled && w.node == self.settings.node)
             .map(|w| (w.uid.clone(), wanted(w)))
             .collect();
-        self.pods.release(&wanted);
-        self.pods.prepare(&wanted).await;
+        if self.draining.is_none() {
+            self.pods.release(&wanted);
+            self.pods.prepare(&wanted).await;
+        }
         let desired = desired(&mesh, &compiled, &self.pods.serving(), interner);
         if let Err(error) = self.kernel.maps.sync_before(&desired) {
             return self.stay(error.to_string());
@@ -301,7 +313,9 @@ impl Node {
         self.stuck = None;
         let snapshot = Arc::new(Snapshot::new(mesh, compiled));
         self.publish.send_replace(snapshot.clone());
-        self.pods.enforce(&snapshot.compiled.identities);
+        if self.draining.is_none() {
+            self.pods.enforce(&snapshot.compiled.identities);
+        }
         self.hold_against_policy(&snapshot);
         if let Err(error) = self.kernel.maps.sync_after(&desired) {
             tracing::error!(%error, "old kernel table entries could not be removed");
@@ -385,6 +399,14 @@ impl Node {
 async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// When what it waits for has ended; never when there is nothing.
+async fn ended(what: &mut Option<Pin<Box<dyn Future<Output = ()> + Send>>>) {
+    match what {
+        Some(what) => what.await,
         None => std::future::pending().await,
     }
 }

@@ -174,18 +174,21 @@ async fn obey(order: Order, state: &Arc<State>) -> Value {
 async fn load(ask: Ask, stats: Arc<LoadStats>, pause: Duration, fresh: bool) {
     let mut ticks = tokio::time::interval(pause);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut kept = None;
+    let (mut http, mut tcp) = (None, None);
     while !stats.stop.load(Ordering::Relaxed) {
         ticks.tick().await;
-        let result =
-            if fresh || ask.url.is_none() { one(&ask).await } else { http_kept(&ask, &mut kept).await };
+        let result = match ask.url {
+            Some(_) if !fresh => http_kept(&ask, &mut http).await,
+            None if !fresh && !ask.send.is_empty() => tcp_kept(&ask, &mut tcp).await,
+            _ => one(&ask).await,
+        };
         stats.requests.fetch_add(1, Ordering::Relaxed);
         let error = match result.status {
             _ if !result.error.is_empty() => result.error,
             status if status >= 400 => format!("status {status}"),
             _ => continue,
         };
-        kept = None;
+        (http, tcp) = (None, None);
         stats.failed.fetch_add(1, Ordering::Relaxed);
         *stats.errors.lock().unwrap_or_else(|e| e.into_inner()).entry(error).or_default() += 1;
     }
@@ -200,11 +203,7 @@ async fn one(ask: &Ask) -> Try {
         (None, Some(address)) => tokio::time::timeout(limit, tcp(ask, address, &mut result)).await,
         (None, None) => Ok(Err(io::Error::other("neither url nor tcp"))),
     };
-    result.error = match done {
-        Err(_) => "timeout".to_owned(),
-        Ok(Err(error)) => classify(&error),
-        Ok(Ok(())) => String::new(),
-    };
+    result.error = told(done);
     result.micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     result
 }
@@ -216,12 +215,48 @@ async fn http_kept(ask: &Ask, kept: &mut Kept) -> Try {
     let url = ask.url.clone().unwrap_or_default();
     let done =
         tokio::time::timeout(Duration::from_millis(ask.timeout_ms), http(ask, &url, &mut result, kept)).await;
-    result.error = match done {
+    result.error = told(done);
+    result
+}
+
+/// One echo on a connection that stays.
+async fn tcp_kept(ask: &Ask, kept: &mut Option<TcpStream>) -> Try {
+    let mut result = Try::default();
+    let address = ask.tcp.clone().unwrap_or_default();
+    let echo = async {
+        let mut stream = match kept.take() {
+            Some(stream) => stream,
+            None => connect(&address, &mut result).await?,
+        };
+        stream.write_all(ask.send.as_bytes()).await?;
+        let mut body = vec![0; ask.send.len()];
+        stream.read_exact(&mut body).await.map_err(cut)?;
+        result.body = String::from_utf8_lossy(&body).into_owned();
+        *kept = Some(stream);
+        Ok(())
+    };
+    let done = tokio::time::timeout(Duration::from_millis(ask.timeout_ms), echo).await;
+    result.error = told(done);
+    result
+}
+
+/// An end in the middle of an answer was a cut.
+fn cut(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::ConnectionReset, "closed without an answer")
+        }
+        _ => error,
+    }
+}
+
+/// Why a try failed, or empty.
+fn told(done: Result<io::Result<()>, tokio::time::error::Elapsed>) -> String {
+    match done {
         Err(_) => "timeout".to_owned(),
         Ok(Err(error)) => classify(&error),
         Ok(Ok(())) => String::new(),
-    };
-    result
+    }
 }
 
 fn classify(error: &io::Error) -> String {

@@ -64,8 +64,8 @@ enum Service {
     Waiting(Box<(PodProxy, PodListeners)>),
     /// The task ends when the pod's last tunnel has.
     Serving(JoinHandle<()>),
-    /// It could not be started.
-    Failed,
+    /// It could not be started, or is being drained.
+    Ended,
 }
 
 impl Service {
@@ -75,7 +75,7 @@ impl Service {
         let (pod, listeners) = *waiting;
         match proxy::serve_pod(pod, listeners, proxy.clone(), stop.clone()) {
             Ok(task) => (Self::Serving(task), Ok(())),
-            Err(error) => (Self::Failed, Err(error)),
+            Err(error) => (Self::Ended, Err(error)),
         }
     }
 }
@@ -229,7 +229,7 @@ impl Pods {
                 continue;
             }
             let first = pod.written.is_none();
-            let service = std::mem::replace(&mut pod.service, Service::Failed);
+            let service = std::mem::replace(&mut pod.service, Service::Ended);
             let (service, started) = service.start(&self.proxy, &pod.stop);
             pod.service = service;
             if let Err(error) = started {
@@ -281,17 +281,22 @@ impl Pods {
         self.kernel.sweep_pods(&|cookie| live.contains(&cookie)).map(drop)
     }
 
-    /// Takes no new tunnels, and returns when the open ones have ended or their time is up. The pods stay enrolled: what the
-    /// kernel decides goes on, and new tunnels fail until the next agent.
-    pub async fn drain(&mut self) {
-        for pod in self.enrolled.values() {
-            pod.stop.cancel();
-        }
+    /// Takes no new tunnels; what it returns is done when the open ones have ended or their time is up. The pods stay
+    /// enrolled: what the kernel decides goes on, and new tunnels fail until the next agent.
+    pub fn drain(&mut self) -> impl Future<Output = ()> + Send + 'static {
+        let mut ends = Vec::new();
         for pod in self.enrolled.values_mut() {
-            if let Service::Serving(task) = &mut pod.service
-                && let Err(error) = task.await
-            {
-                tracing::error!(pod = pod.wanted.name, %error, "the task that served it failed");
+            pod.stop.cancel();
+            match std::mem::replace(&mut pod.service, Service::Ended) {
+                Service::Serving(task) => ends.push((pod.wanted.name.clone(), task)),
+                Service::Waiting(_) | Service::Ended => {}
+            }
+        }
+        async move {
+            for (pod, task) in ends {
+                if let Err(error) = task.await {
+                    tracing::error!(pod, %error, "the task that served it failed");
+                }
             }
         }
     }
