@@ -136,6 +136,8 @@ numbered! {
         RefusedBind = 8 => "refused_bind",
         /// Packets of enrolled pods that bore an address not their own.
         Spoofed = 9 => "spoofed",
+        /// Multipath TCP sockets that apps of enrolled pods wanted.
+        RefusedMultipath = 10 => "refused_multipath",
     }
 }
 

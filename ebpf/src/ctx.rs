@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
     bpf_set_retval, bpf_sk_storage_get, bpf_skb_load_bytes_relative,
 };
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext};
 use culvert_common::{Endpoint, Ip, SocketState, Tuple};
 
 use crate::maps::SOCKET_STATE;
@@ -19,6 +19,10 @@ use crate::maps::SOCKET_STATE;
 pub const ECONNREFUSED: i32 = 111;
 /// What a refused bind() returns.
 pub const EADDRINUSE: i32 = 98;
+/// What socket() returns for a protocol that is refused.
+pub const EPROTONOSUPPORT: i32 = 93;
+/// IPPROTO_MPTCP.
+pub const MPTCP: u32 = 262;
 /// IPPROTO_TCP.
 pub const TCP: u32 = 6;
 /// IPPROTO_UDP.
@@ -139,7 +143,7 @@ pub fn set_address<F: Family>(ctx: &SockAddrContext, end: Endpoint) -> bool {
 /// Cookie of the socket's network namespace.
 #[inline(always)]
 pub fn netns_cookie(ctx: &impl EbpfContext) -> u64 {
-    // SAFETY: the helper only reads the context (sock_addr: Linux 5.7, sockops: 5.15).
+    // SAFETY: the helper only reads the context (sock_addr: Linux 5.7, sock: 5.8, sockops: 5.15).
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
@@ -164,7 +168,7 @@ pub fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
-/// Makes a refused connect() return this errno rather than EPERM (Linux 5.18).
+/// Makes a refused call return this errno rather than EPERM (Linux 5.18).
 #[inline(always)]
 pub fn refuse_with(errno: i32) {
     // SAFETY: sets a field of the hook's run context.
@@ -277,6 +281,12 @@ fn header_words<const N: usize>(ctx: &TcContext, offset: u32) -> [u32; N] {
 #[inline(always)]
 pub fn interface(ctx: &TcContext) -> u32 {
     load!(ctx.skb.skb, ifindex)
+}
+
+/// IPPROTO_* of a socket that is being made.
+#[inline(always)]
+pub fn sock_protocol(ctx: &SockContext) -> u32 {
+    load!(ctx.sock, protocol)
 }
 
 /// IPPROTO_* of an arriving packet.

@@ -4,6 +4,7 @@
 //! * [`sockets`]: sockops: the 4-tuple of an allowed socket is admitted before its SYN leaves; ends are reported.
 //! * [`admit`]: sk_lookup in each enrolled pod's namespace: the destination's verdict on a SYN.
 //! * [`bind`]: cgroup/bind4, bind6: the mesh's own ports are the agent's.
+//! * [`create`]: cgroup/sock_create: no socket that the other hooks cannot see connect.
 //! * [`guard`]: tc at the node's end of a pod's interface: packets bear the pod's own addresses.
 //! * [`peername`]: cgroup/getpeername4, getpeername6: an app sees the addresses it asked for.
 #![no_std]
@@ -12,6 +13,7 @@
 mod admit;
 mod bind;
 mod connect;
+mod create;
 mod ctx;
 mod events;
 mod guard;
@@ -19,8 +21,8 @@ mod maps;
 mod peername;
 mod sockets;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext};
 
 use crate::connect::Outcome;
 use crate::ctx::{Family, V4, V6};
@@ -92,6 +94,15 @@ fn bind_verdict<F: Family>(ctx: &SockAddrContext) -> i32 {
         return PROCEED;
     }
     ctx::refuse_with(ctx::EADDRINUSE);
+    REJECT
+}
+
+#[cgroup_sock(sock_create)]
+pub fn culvert_create(ctx: SockContext) -> i32 {
+    if create::may_be(&ctx) {
+        return PROCEED;
+    }
+    ctx::refuse_with(ctx::EPROTONOSUPPORT);
     REJECT
 }
 

@@ -14,6 +14,7 @@ use nix::libc;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttachType {
+    SockCreate = 2,
     SockOps = 3,
     Bind4 = 8,
     Bind6 = 9,

@@ -89,13 +89,14 @@ pub struct Kernel {
 }
 
 /// Program, where it attaches, and the name of its pin.
-const NODE_PROGRAMS: [(&str, AttachType, &str); 7] = [
+const NODE_PROGRAMS: [(&str, AttachType, &str); 8] = [
     // sockops first and connect last: a decision never leaves a hook whose follower is not there yet.
     ("culvert_sockets", AttachType::SockOps, "sockops"),
     ("culvert_peername4", AttachType::GetPeerName4, "getpeername4"),
     ("culvert_peername6", AttachType::GetPeerName6, "getpeername6"),
     ("culvert_bind4", AttachType::Bind4, "bind4"),
     ("culvert_bind6", AttachType::Bind6, "bind6"),
+    ("culvert_create", AttachType::SockCreate, "sock_create"),
     ("culvert_connect4", AttachType::Connect4, "connect4"),
     ("culvert_connect6", AttachType::Connect6, "connect6"),
 ];
@@ -285,6 +286,7 @@ fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), KernelErr
     };
     let result = match programs.program_mut(name).ok_or_else(missing)? {
         Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSock(p) => p.load(),
         Program::SockOps(p) => p.load(),
         Program::SkLookup(p) => p.load(),
         Program::SchedClassifier(p) => p.load(),
