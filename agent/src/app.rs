@@ -121,8 +121,11 @@ async fn start(args: AgentArgs) -> Result<()> {
             kernel.clone(),
             proxy.clone(),
             cgroup_root,
+            &state_dir,
             args.source_guard == SourceGuard::Enforce,
-        ),
+        )
+        .with_context(|| format!("writing below {}", state_dir.display()))?,
+        end_older: args.end_older_connections.map(Duration::from_secs),
         proxy,
         kernel,
         world: World::default(),
@@ -242,6 +245,8 @@ struct Node {
     rechecks: VecDeque<Instant>,
     /// Why the kernel tables could not be written the last time.
     stuck: Option<String>,
+    /// How long connections from before a pod joined may go on; `None`: as long as they like.
+    end_older: Option<Duration>,
     /// Told to stop: until the last open tunnel has ended, or its time is up.
     draining: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -268,6 +273,10 @@ impl Node {
                     self.rechecks.pop_front();
                     let snapshot = self.publish.borrow().clone();
                     self.end_refused(&snapshot);
+                    false
+                }
+                () = until(self.pods.older_due()) => {
+                    self.look_at_older();
                     false
                 }
             };
@@ -386,6 +395,21 @@ impl Node {
             let seq = self.flows.kernel(mesh::ended(tuple, connection, decision));
             mesh::log_refusal(&self.flows, seq, snapshot);
         }
+    }
+
+    /// Connections from before their pods joined: which are left, and whether their time is up. What leaves the mesh is none
+    /// of its business.
+    fn look_at_older(&mut self) {
+        let snapshot = self.publish.borrow().clone();
+        let known = |ip: IpAddr| {
+            snapshot.workload_by_ip(ip).is_some_and(|w| w.enrolled) || snapshot.service_by_vip(ip).is_some()
+        };
+        let ended = self.pods.look_at_older(self.end_older, |c| c.inbound || known(c.server.ip()));
+        for (netns, connection) in ended {
+            let seq = self.flows.kernel(mesh::ended_older(netns, &connection));
+            mesh::log_refusal(&self.flows, seq, &*snapshot);
+        }
+        self.tell();
     }
 
     fn tell(&self) {

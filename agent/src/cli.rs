@@ -115,6 +115,10 @@ pub struct AgentArgs {
     /// terminationGracePeriodSeconds must be longer
     #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub drain: u64,
+    /// End the connections that a pod had before it joined the mesh, to or from the mesh, that many seconds after it joined
+    /// [default: they are left alone; `culvert pods` counts them]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub end_older_connections: Option<u64>,
     /// Log filter, for example `info` or `culvert=debug`
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log: String,

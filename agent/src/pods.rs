@@ -1,8 +1,11 @@
 //! Local pods: found, enrolled, released.
 
-mod destroy;
+mod diag;
 pub mod discovery;
+mod ending;
 mod enroll;
 mod interface;
+mod older;
 
 pub use enroll::{PodState, Pods, Wanted};
+pub use older::OlderConnection;

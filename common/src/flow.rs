@@ -40,6 +40,8 @@ pub enum Hook {
     Close = 3,
     /// The agent: policy changed, and the open connection was destroyed.
     Destroy = 4,
+    /// The agent: an open connection was destroyed at its source.
+    DestroyAtSource = 5,
 }
 
 macro_rules! numbered {
@@ -110,6 +112,8 @@ numbered! {
         OwnPod = 18 => "connection inside the pod",
         /// A CUSTOM policy matched: only a waypoint can ask its provider. Closed.
         NoAuthorizer = 19 => "policy asks an external authorizer, which L4 cannot",
+        /// `--end-older-connections`: the connection was opened before its pod joined the mesh.
+        OlderThanEnrolment = 20 => "opened before the pod joined the mesh",
     }
 }
 

@@ -364,6 +364,9 @@ impl Lab {
         {
             *text = self.substitute(text)?;
         }
+        for text in [&mut expect.body, &mut expect.stdout, &mut expect.stderr].into_iter().flatten() {
+            text.try_map(|part| self.substitute(part))?;
+        }
         Ok(expect)
     }
 

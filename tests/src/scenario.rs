@@ -255,6 +255,27 @@ pub enum Count {
     Bound(String),
 }
 
+impl Text {
+    /// Replaces each of its texts.
+    pub(crate) fn try_map(&mut self, change: impl Fn(&str) -> Result<String>) -> Result<()> {
+        let parts = match self {
+            Self::Plain(text) => vec![text],
+            Self::Full(full) => [&mut full.contains, &mut full.not]
+                .into_iter()
+                .flatten()
+                .flat_map(|texts| match texts {
+                    OneOrMany::One(text) => vec![text],
+                    OneOrMany::Many(texts) => texts.iter_mut().collect(),
+                })
+                .collect(),
+        };
+        parts.into_iter().try_for_each(|part| {
+            *part = change(part)?;
+            Ok(())
+        })
+    }
+}
+
 fn get() -> String {
     "GET".to_owned()
 }

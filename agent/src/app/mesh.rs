@@ -5,13 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use culvert_common::{
-    Connection, Decision, FlowEvent, Hook, LocalKey, OriginalDst, Path, Tuple, UNKNOWN_IDENTITY,
+    Connection, Decision, FlowEvent, Hook, LocalKey, OriginalDst, Path, Reason, Tuple, UNKNOWN_IDENTITY,
 };
 use tokio::sync::watch;
 
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::model::{Snapshot, Workload};
+use crate::pods::OlderConnection;
 use crate::proxy::{Mesh, Side, Stage, TunnelFlow};
 use crate::telemetry::flows::{FlowLog, Names};
 
@@ -98,6 +99,15 @@ pub(super) fn ended(tuple: Tuple, connection: Connection, decision: Decision) ->
         note: decision.note,
         reserved: 0,
     }
+}
+
+/// The event of a connection from before its pod joined, which `--end-older-connections` ended.
+pub(super) fn ended_older(netns: u64, connection: &OlderConnection) -> FlowEvent {
+    let tuple = Tuple::new(connection.client.into(), connection.server.into());
+    let opened = Connection { opened_ns: 0, netns, socket: 0, identity: UNKNOWN_IDENTITY, reserved: 0 };
+    let event = ended(tuple, opened, Decision::refuse(Reason::OlderThanEnrolment));
+    let hook = if connection.inbound { Hook::Destroy } else { Hook::DestroyAtSource };
+    FlowEvent { hook: hook as u32, duration_ns: 0, ..event }
 }
 
 /// A refusal is worth a line in the log, in the same words as in the flow record.

@@ -65,6 +65,7 @@ impl View for Published {
             open_tunnels: figure(&counters.outbound_open) + figure(&counters.inbound_open),
             enrolled_pods: count("enrolled"),
             pending_pods: count("pending"),
+            older_connections: state.pods.iter().map(|pod| pod.older_connections.len() as u64).sum(),
             policies: self.snapshots.borrow().compiled.notes.tallies(|id| self.kernel.maps.note_count(id)),
         };
         metrics.render()

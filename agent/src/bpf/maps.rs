@@ -252,6 +252,11 @@ impl Maps {
         lock(&self.connections).iter().filter_map(Result::ok).collect()
     }
 
+    /// Whether this is one of [`Maps::connections`].
+    pub fn is_connection(&self, tuple: &Tuple) -> bool {
+        lock(&self.connections).get(tuple, 0).is_ok()
+    }
+
     /// Admits a tuple, or takes its admission back.
     pub(super) fn put_admission(&self, tuple: &Tuple, admission: Option<Admission>) -> io::Result<()> {
         let mut map = lock(&self.admitted);

@@ -37,6 +37,7 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
             ("POD", "name"),
             ("STATE", "state"),
             ("NETNS COOKIE", "netns_cookie"),
+            ("OLDER CONNECTIONS", "older_connections"),
             ("WAITING FOR", "reason"),
         ],
         _ => &[
@@ -74,6 +75,7 @@ fn cell(value: &Value) -> String {
         Value::String(text) if text.is_empty() => "-".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) if items.iter().all(Value::is_object) => items.len().to_string(),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     }

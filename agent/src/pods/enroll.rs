@@ -4,21 +4,23 @@
 //! sk_lookup attached → `pods` entry written: only now are its connections decided. Leaving is the reverse.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use culvert_common::{Connection, Decision, Guard, Ip, Pod, Tuple, cut};
+use culvert_common::{Guard, Ip, Pod, Tuple, cut};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::destroy::destroy;
+use super::diag::{Diag, Found};
 use super::discovery;
 use super::interface::node_end;
+use super::older::{self, Older, OlderConnection};
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::proxy::{self, PodListeners, PodProxy, Shared};
@@ -46,16 +48,18 @@ pub struct Wanted {
     pub baggage: String,
 }
 
-struct Enrolled {
-    wanted: Wanted,
-    netns: Arc<OwnedFd>,
-    cookie: u64,
+pub(super) struct Enrolled {
+    pub(super) wanted: Wanted,
+    pub(super) netns: Arc<OwnedFd>,
+    pub(super) cookie: u64,
     /// The identity number in the `pods` map.
     written: Option<u32>,
     /// Why what it sends is not checked, or empty.
     unguarded: String,
     stop: CancellationToken,
     service: Service,
+    /// What it had open before it joined; `None` until it joins, or when that cannot be known.
+    pub(super) older: Option<Older>,
 }
 
 /// The proxy of a pod.
@@ -91,33 +95,55 @@ pub struct PodState {
     pub reason: String,
     /// Netns cookie, 0 while pending.
     pub netns_cookie: u64,
+    /// What it had open before it joined, and still has: never judged.
+    pub older_connections: Vec<OlderConnection>,
 }
 
 /// The pods of this node.
 pub struct Pods {
-    kernel: Arc<Kernel>,
+    pub(super) kernel: Arc<Kernel>,
     proxy: Arc<Shared>,
     cgroup_root: PathBuf,
     /// Whether what pods send is checked for their addresses.
     source_guard: bool,
-    enrolled: HashMap<String, Enrolled>,
+    /// Where older connections are remembered.
+    older: PathBuf,
+    /// Netns cookies of the pods that an earlier agent has enrolled.
+    known: HashSet<u64>,
+    pub(super) looked: Instant,
+    pub(super) enrolled: HashMap<String, Enrolled>,
     pending: BTreeMap<String, (String, String)>,
     /// Listeners of pods that left a moment ago, by netns cookie.
     leaving: HashMap<u64, CancellationToken>,
 }
 
 impl Pods {
-    /// Nothing enrolled yet.
-    pub fn new(kernel: Arc<Kernel>, proxy: Arc<Shared>, cgroup_root: PathBuf, source_guard: bool) -> Self {
-        Self {
+    /// Nothing enrolled yet. `state` is the instance's folder.
+    ///
+    /// # Errors
+    ///
+    /// When nothing can be written there.
+    pub fn new(
+        kernel: Arc<Kernel>,
+        proxy: Arc<Shared>,
+        cgroup_root: PathBuf,
+        state: &Path,
+        source_guard: bool,
+    ) -> io::Result<Self> {
+        let older = older::folder(state);
+        fs::create_dir_all(&older)?;
+        Ok(Self {
             source_guard,
+            older,
+            known: kernel.maps.pod_cookies().into_iter().collect(),
+            looked: Instant::now(),
             kernel,
             proxy,
             cgroup_root,
             enrolled: HashMap::new(),
             pending: BTreeMap::new(),
             leaving: HashMap::new(),
-        }
+        })
     }
 
     /// Releases pods that are no longer wanted as they are: outbound first, then the destination's verdict. The tables
@@ -134,6 +160,10 @@ impl Pods {
             report(&pod.wanted.name, "pods entry", self.kernel.maps.remove_pod(pod.cookie));
             report(&pod.wanted.name, "sk_lookup link", self.kernel.detach_pod(pod.cookie));
             report(&pod.wanted.name, "source guard", self.kernel.unguard_pod(pod.cookie));
+            self.known.remove(&pod.cookie);
+            if let Some(older) = &pod.older {
+                older.forget();
+            }
             tracing::info!(pod = pod.wanted.name, "left the mesh");
             self.leaving.retain(|_, stop| !stop.is_cancelled());
             self.leaving.insert(pod.cookie, pod.stop.clone());
@@ -196,7 +226,16 @@ impl Pods {
         };
         let service = Service::Waiting(Box::new((proxy, listeners)));
         let unguarded = self.guard(pod, &netns, cookie);
-        Ok(Enrolled { wanted: pod.clone(), netns, cookie, written: None, unguarded, stop, service })
+        Ok(Enrolled {
+            wanted: pod.clone(),
+            netns,
+            cookie,
+            written: None,
+            unguarded,
+            stop,
+            service,
+            older: None,
+        })
     }
 
     /// Keeps the pod from sending under addresses that are not its own; why it cannot, or empty. It is enrolled either way: what
@@ -235,7 +274,10 @@ impl Pods {
             if let Err(error) = started {
                 tracing::error!(pod = pod.wanted.name, %error, "cannot serve its tunnels");
             }
-            if let Err(reason) = enforce_one(&self.kernel, pod, *identity, first) {
+            let known = self.known.contains(&pod.cookie);
+            let enforced =
+                enforce_one(&self.kernel, pod, *identity, first.then_some((known, self.older.as_path())));
+            if let Err(reason) = enforced {
                 tracing::error!(pod = pod.wanted.name, reason, "cannot enforce; trying again");
                 self.pending.insert(uid.clone(), (pod.wanted.name.clone(), reason));
                 continue;
@@ -244,30 +286,16 @@ impl Pods {
             pod.written = Some(*identity);
             if first {
                 tracing::info!(pod = pod.wanted.name, identity = %pod.wanted.identity, "joined the mesh");
-            }
-        }
-    }
-
-    /// Ends the open connections that `judge` refuses now: (client, server, client's identity) → verdict. What goes through
-    /// the agent is the proxy's business. Returns those that were ended, with the verdict.
-    pub fn end_refused(&self, judge: impl Fn(&Tuple, u32) -> Decision) -> Vec<(Tuple, Connection, Decision)> {
-        let pods: HashMap<u64, &Enrolled> = self.enrolled.values().map(|pod| (pod.cookie, pod)).collect();
-        let mut ended = Vec::new();
-        for (tuple, connection) in self.kernel.maps.connections() {
-            let Some(pod) = pods.get(&connection.netns) else { continue };
-            let decision = judge(&tuple, connection.identity);
-            if decision.allowed() {
-                continue;
-            }
-            match destroy(&*pod.netns, connection.socket, tuple.destination().into(), tuple.source().into()) {
-                Ok(true) => ended.push((tuple, connection, decision)),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::error!(pod = pod.wanted.name, %error, "a connection that policy now refuses cannot be ended");
+                let count = pod.older.as_ref().map_or(0, |older| older.connections().len());
+                if count > 0 {
+                    tracing::info!(
+                        pod = pod.wanted.name,
+                        count,
+                        "has connections from before, which no policy has judged"
+                    );
                 }
             }
         }
-        ended
     }
 
     /// Removes what a predecessor left for pods that no longer exist.
@@ -317,6 +345,7 @@ impl Pods {
                 state: "enrolled",
                 reason: pod.unguarded.clone(),
                 netns_cookie: pod.cookie,
+                older_connections: pod.older.as_ref().map_or_else(Vec::new, |o| o.connections().to_vec()),
             })
             .collect();
         states.extend(self.pending.values().map(|(name, reason)| PodState {
@@ -324,22 +353,62 @@ impl Pods {
             state: "pending",
             reason: reason.clone(),
             netns_cookie: 0,
+            older_connections: Vec::new(),
         }));
         states.sort_by(|a, b| a.name.cmp(&b.name));
         states
     }
 }
 
-fn enforce_one(kernel: &Kernel, pod: &Enrolled, identity: u32, first: bool) -> Result<(), String> {
-    if first {
+/// `first`: it joins; whether an earlier agent has enrolled it, and where older connections are remembered.
+fn enforce_one(
+    kernel: &Kernel,
+    pod: &mut Enrolled,
+    identity: u32,
+    first: Option<(bool, &Path)>,
+) -> Result<(), String> {
+    if first.is_some() {
         kernel.attach_pod(pod.cookie, pod.netns.as_fd()).map_err(|e| e.to_string())?;
     }
+    let before = first.map(|_| open_sockets(pod));
     let family = |v4: bool| {
         let address = pod.wanted.addresses.iter().find(|a| a.is_ipv4() == v4);
         address.map_or(Ip::from_words([0; 4]), |a| Ip::from(*a))
     };
     let entry = Pod { identity, ip4: family(true), ip6: family(false), name: cut(&pod.wanted.name) };
-    kernel.maps.put_pod(pod.cookie, entry).map_err(|e| format!("BPF map pods: {e}"))
+    kernel.maps.put_pod(pod.cookie, entry).map_err(|e| format!("BPF map pods: {e}"))?;
+    if let (Some((known, folder)), Some(before)) = (first, before) {
+        pod.older = before.and_then(|before| older_of(kernel, pod, known, folder, &before)).map_or_else(
+            |error| {
+                tracing::warn!(pod = pod.wanted.name, %error, "its connections from before cannot be listed");
+                None
+            },
+            Some,
+        );
+    }
+    Ok(())
+}
+
+fn older_of(
+    kernel: &Kernel,
+    pod: &Enrolled,
+    known: bool,
+    folder: &Path,
+    before: &[Found],
+) -> io::Result<Older> {
+    let after = open_sockets(pod)?;
+    let (file, own) = (folder.join(pod.cookie.to_string()), &pod.wanted.addresses);
+    if known {
+        return Ok(Older::of_known(file, own, &after));
+    }
+    let tracked = |client: SocketAddr, server: SocketAddr| {
+        kernel.maps.is_connection(&Tuple::new(client.into(), server.into()))
+    };
+    Ok(Older::of_new(file, own, before, &after, tracked))
+}
+
+fn open_sockets(pod: &Enrolled) -> io::Result<Vec<Found>> {
+    Diag::open(&*pod.netns)?.sockets()
 }
 
 /// The IPv4 and the IPv6 address; all zeros where there is none.

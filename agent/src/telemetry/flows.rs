@@ -182,7 +182,7 @@ fn from_kernel(event: &FlowEvent, names: &dyn Names) -> FlowRecord {
         node: String::new(),
         stage: match event.hook {
             h if h == Hook::Close as u32 => "closed",
-            h if h == Hook::Destroy as u32 => "ended",
+            h if h == Hook::Destroy as u32 || h == Hook::DestroyAtSource as u32 => "ended",
             _ if allowed => "opened",
             _ => "refused",
         },

@@ -20,6 +20,8 @@ pub struct Metrics {
     pub enrolled_pods: u64,
     /// Pods that should be enrolled and are not yet.
     pub pending_pods: u64,
+    /// Connections of enrolled pods from before they joined.
+    pub older_connections: u64,
     /// What AUDIT and dry-run policies would have to say, by policy.
     pub policies: BTreeMap<String, Tally>,
 }
@@ -48,6 +50,12 @@ impl Metrics {
             ("culvert_tunnels_open", "gauge", "Tunnelled connections now open.", self.open_tunnels),
             ("culvert_pods_enrolled", "gauge", "Enrolled pods of this node.", self.enrolled_pods),
             ("culvert_pods_pending", "gauge", "Pods whose enrolment has not finished.", self.pending_pods),
+            (
+                "culvert_older_connections",
+                "gauge",
+                "Open connections of enrolled pods from before they joined, which no policy has judged.",
+                self.older_connections,
+            ),
         ];
         for (name, kind, help, value) in single {
             header(&mut text, name, kind, help);
