@@ -20,16 +20,16 @@ pub use server::{Accepted, HandshakeError, accept};
 /// Response header in which Culvert explains a refusal to the peer's log.
 pub const REASON_HEADER: &str = "x-culvert-reason";
 
-/// Windows, limits and timeouts. [`HboneConfig::default`] has ztunnel's values where it has them.
+/// Windows, limits and timeouts. [`HboneConfig::default`] has ztunnel's values where it has them, except for the windows: a
+/// reader that stalls must neither fill the agent's memory nor stop the other streams of its connection.
 #[derive(Clone, Debug)]
 pub struct HboneConfig {
-    /// Bytes a peer may send on one stream before the app here has read them. Default 4 MiB.
+    /// Bytes a peer may send on one stream before the app here has read them. Default 512 KiB. The window of the connection
+    /// is that of all its streams.
     pub stream_window: u32,
-    /// The same for all streams of a connection together. Default 16 MiB.
-    pub connection_window: u32,
     /// Largest DATA frame that is accepted. Default 1 MiB.
     pub frame_size: u32,
-    /// Bytes that may wait to be sent on one stream. Default 256 KiB.
+    /// Bytes that may wait to be sent on one stream. Default 128 KiB.
     pub send_buffer: usize,
     /// Streams that a peer may have open on one connection. Default 200.
     pub server_streams: u32,
@@ -51,13 +51,21 @@ pub struct HboneConfig {
     pub ping_timeout: Duration,
 }
 
+impl HboneConfig {
+    /// Room for all streams that a connection can have.
+    fn connection_window(&self) -> u32 {
+        let streams = self.server_streams.max(u32::try_from(self.client_streams).unwrap_or(u32::MAX));
+        // RFC 9113 6.9.1: windows end at 2^31 - 1.
+        self.stream_window.saturating_mul(streams).min((1 << 31) - 1)
+    }
+}
+
 impl Default for HboneConfig {
     fn default() -> Self {
         Self {
-            stream_window: 4 << 20,
-            connection_window: 16 << 20,
+            stream_window: 512 << 10,
             frame_size: 1 << 20,
-            send_buffer: 256 << 10,
+            send_buffer: 128 << 10,
             server_streams: 200,
             client_streams: 100,
             connect_timeout: Duration::from_secs(10),

@@ -119,7 +119,7 @@ fn builder(config: &HboneConfig) -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(config.stream_window)
-        .initial_connection_window_size(config.connection_window)
+        .initial_connection_window_size(config.connection_window())
         .max_frame_size(config.frame_size)
         .max_header_list_size(16 << 10)
         .max_send_buffer_size(config.send_buffer)

@@ -52,7 +52,7 @@ pub async fn accept(
         let peer = spiffe_ids(leaf.ok_or_else(none)?)?.into_iter().next().ok_or_else(none)?;
         let connection = h2::server::Builder::new()
             .initial_window_size(config.stream_window)
-            .initial_connection_window_size(config.connection_window)
+            .initial_connection_window_size(config.connection_window())
             .max_frame_size(config.frame_size)
             .max_header_list_size(64 << 10)
             .max_send_buffer_size(config.send_buffer)
