@@ -2,6 +2,7 @@
 
 mod explain;
 mod mesh;
+mod route;
 mod view;
 
 use std::collections::{HashMap, VecDeque};
@@ -308,7 +309,7 @@ impl Node {
         let wanted: HashMap<String, Wanted> = mesh
             .workloads
             .iter()
-            .filter(|w| w.enrolled && w.node == self.settings.node)
+            .filter(|w| w.enrolled && !w.native_tunnel && w.node == self.settings.node)
             .map(|w| (w.uid.clone(), wanted(w)))
             .collect();
         if self.draining.is_none() {

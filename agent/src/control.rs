@@ -33,6 +33,7 @@ pub enum Update {
 pub enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     EndpointSlice(Arc<objects::EndpointSlice>),
+    Gateway(Arc<objects::Gateway>),
     Namespace(Arc<objects::Namespace>),
     Node(Arc<objects::Node>),
     PeerAuthentication(Arc<PeerAuthentication>),
@@ -48,6 +49,7 @@ impl Object {
         match self {
             Self::AuthorizationPolicy(p) => ObjectRef::new(Kind::AuthorizationPolicy, &p.namespace, &p.name),
             Self::EndpointSlice(o) => meta(Kind::EndpointSlice, &o.metadata),
+            Self::Gateway(o) => meta(Kind::Gateway, &o.metadata),
             Self::Namespace(o) => meta(Kind::Namespace, &o.metadata),
             Self::Node(o) => meta(Kind::Node, &o.metadata),
             Self::PeerAuthentication(p) => ObjectRef::new(Kind::PeerAuthentication, &p.namespace, &p.name),
@@ -77,6 +79,7 @@ impl Object {
 pub enum Kind {
     AuthorizationPolicy,
     EndpointSlice,
+    Gateway,
     Namespace,
     Node,
     PeerAuthentication,
@@ -95,6 +98,9 @@ impl Kind {
             ("v1", "Service") => Self::Service,
             ("v1", "ServiceAccount") => Self::ServiceAccount,
             ("discovery.k8s.io/v1", "EndpointSlice") => Self::EndpointSlice,
+            ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "Gateway") => {
+                Self::Gateway
+            }
             ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
                 Self::AuthorizationPolicy
             }

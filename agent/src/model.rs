@@ -11,11 +11,13 @@ mod desired;
 mod resolve;
 mod service;
 mod snapshot;
+pub(crate) mod waypoint;
 pub(crate) mod workload;
 
 pub use desired::{Desired, desired};
 pub use service::{Service, ServicePort};
 pub use snapshot::{PolicyRow, ServiceRow, Snapshot, WorkloadRow};
+pub use waypoint::Waypoint;
 pub use workload::Workload;
 
 /// What the agent was told about where it is.
@@ -66,6 +68,7 @@ pub struct World {
     pods: Objects<objects::Pod>,
     services: Objects<objects::Service>,
     endpoint_slices: Objects<objects::EndpointSlice>,
+    gateways: Objects<objects::Gateway>,
     service_accounts: Objects<objects::ServiceAccount>,
     policies: Objects<AuthorizationPolicy>,
     peer_authentications: Objects<PeerAuthentication>,
@@ -102,6 +105,7 @@ impl World {
             settings: settings.clone(),
             workloads: topology.workloads,
             services: topology.services,
+            waypoints: topology.waypoints,
             addresses: topology.addresses,
             policies: self.policies.values().cloned().collect(),
             peer_authentications: self.peer_authentications.values().cloned().collect(),
@@ -128,6 +132,7 @@ impl World {
         let changed = match object {
             Object::AuthorizationPolicy(o) => put(&mut self.policies, key, o),
             Object::EndpointSlice(o) => put(&mut self.endpoint_slices, key, o),
+            Object::Gateway(o) => put(&mut self.gateways, key, o),
             Object::Namespace(o) => put(&mut self.namespaces, key, o),
             Object::Node(o) => put(&mut self.nodes, key, o),
             Object::PeerAuthentication(o) => put(&mut self.peer_authentications, key, o),
@@ -150,6 +155,7 @@ impl World {
         let gone = match object.kind {
             Kind::AuthorizationPolicy => self.policies.remove(&key).is_some(),
             Kind::EndpointSlice => self.endpoint_slices.remove(&key).is_some(),
+            Kind::Gateway => self.gateways.remove(&key).is_some(),
             Kind::Namespace => self.namespaces.remove(&key).is_some(),
             Kind::Node => self.nodes.remove(&key).is_some(),
             Kind::PeerAuthentication => self.peer_authentications.remove(&key).is_some(),
@@ -175,6 +181,7 @@ fn put<T: PartialEq>(objects: &mut Objects<T>, key: (String, String), object: Ar
 struct Topology {
     workloads: Arc<Vec<Workload>>,
     services: Arc<Vec<Service>>,
+    waypoints: Arc<Vec<Waypoint>>,
     addresses: Arc<Addresses>,
 }
 
@@ -194,7 +201,9 @@ pub struct Mesh {
     pub workloads: Arc<Vec<Workload>>,
     /// Services with a name in the cluster (not ExternalName).
     pub services: Arc<Vec<Service>>,
-    /// Both by address.
+    /// Gateways that are waypoints and have an address.
+    pub waypoints: Arc<Vec<Waypoint>>,
+    /// Workloads and services by address.
     pub addresses: Arc<Addresses>,
     /// Every AuthorizationPolicy.
     pub policies: Vec<Arc<AuthorizationPolicy>>,

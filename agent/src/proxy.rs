@@ -27,8 +27,18 @@ use crate::identity::SpiffeId;
 /// What the proxy asks of the rest of the agent. Implemented by `app`, so that the proxy knows neither the model nor
 /// the maps.
 pub trait Mesh: Send + Sync + 'static {
-    /// The identity that an enrolled workload at `ip` must prove; `None` when no enrolled workload has the address.
-    fn workload_identity(&self, ip: IpAddr) -> Option<SpiffeId>;
+    /// Where a connection to `target`, which an app reached by asking for `requested`, goes next: the first choice first,
+    /// then what may be tried instead when that cannot be reached. `own` are the pod's own addresses.
+    ///
+    /// # Errors
+    ///
+    /// Nowhere: why, and for people what that means.
+    fn hops(
+        &self,
+        requested: SocketAddr,
+        target: SocketAddr,
+        own: &[IpAddr],
+    ) -> Result<Vec<Hop>, (Reason, String)>;
 
     /// `name.namespace.svc.<domain>` of the service with this virtual address, for the `forwarded` header.
     fn service_host(&self, vip: IpAddr) -> Option<String>;
@@ -49,6 +59,21 @@ pub trait Mesh: Send + Sync + 'static {
 
     /// Reports the opening, the refusal or the end of a tunnelled connection.
     fn report(&self, flow: TunnelFlow);
+}
+
+/// The next HBONE listener of a connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hop {
+    /// Where: a pod's address. The port is a waypoint's own, `None` the mesh's.
+    pub address: IpAddr,
+    /// The listener's port, where it is not the mesh's.
+    pub port: Option<u16>,
+    /// Who must answer there.
+    pub identity: SpiffeId,
+    /// The `:authority` to ask for: the destination pod, or what the app asked a waypoint for.
+    pub authority: SocketAddr,
+    /// A waypoint's, not the destination's.
+    pub waypoint: bool,
 }
 
 /// The end of a tunnel that reports.

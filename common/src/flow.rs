@@ -114,6 +114,10 @@ numbered! {
         NoAuthorizer = 19 => "policy asks an external authorizer, which L4 cannot",
         /// `--end-older-connections`: the connection was opened before its pod joined the mesh.
         OlderThanEnrolment = 20 => "opened before the pod joined the mesh",
+        /// The destination has a waypoint, and the connection goes there.
+        Waypoint = 21 => "goes to the waypoint, which decides",
+        /// The destination has a waypoint that cannot be reached. Closed.
+        NoWaypoint = 22 => "waypoint has no ready endpoint",
     }
 }
 

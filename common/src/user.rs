@@ -90,7 +90,7 @@ macro_rules! debug_fields {
     };
 }
 debug_fields!(Workload { identity, class, flags });
-debug_fields!(Service { id, backends });
+debug_fields!(Service { id, backends, flags });
 debug_fields!(ServiceKey { vip });
 debug_fields!(BackendKey { service, slot });
 debug_fields!(OriginalDst { requested, target });

@@ -4,12 +4,14 @@ use bytemuck::{Pod as Plain, Zeroable};
 
 use crate::{Endpoint, Ip, assert_size};
 
-/// Bits of [`Workload`] and [`Config`].
+/// Bits of [`Workload`], [`Service`] and [`Config`].
 pub mod flags {
     /// The workload is in the mesh: it takes part in policy and speaks HBONE.
     pub const ENROLLED: u32 = 1 << 0;
     /// The workload runs on this node and its namespace's hooks are in place.
     pub const LOCAL: u32 = 1 << 1;
+    /// Connections go to its waypoint first, which decides: the workload's own address, or the service's.
+    pub const WAYPOINT: u32 = 1 << 2;
     /// Config: same-node traffic goes through HBONE too (`--same-node=tunnel`).
     pub const SAME_NODE_TUNNEL: u32 = 1 << 0;
 }
@@ -74,7 +76,7 @@ pub struct Workload {
     pub identity: u32,
     /// Its policy class (0 when it is not enrolled).
     pub class: u32,
-    /// [`flags::ENROLLED`], [`flags::LOCAL`].
+    /// [`flags::ENROLLED`], [`flags::LOCAL`], [`flags::WAYPOINT`].
     pub flags: u32,
 }
 assert_size!(Workload, 12);
@@ -96,8 +98,10 @@ pub struct Service {
     pub id: u32,
     /// How many backends it has, in slots `0..backends`.
     pub backends: u32,
+    /// [`flags::WAYPOINT`].
+    pub flags: u32,
 }
-assert_size!(Service, 8);
+assert_size!(Service, 12);
 
 /// One backend slot of a service port.
 #[repr(C)]

@@ -106,8 +106,10 @@ fn from_pod<F: Family>(
         source: pod.identity,
         destination: UNKNOWN_IDENTITY,
     };
-    let Some(target) = resolve(requested) else {
-        return refuse(&mut flow, Decision::refuse(Reason::NoEndpoint));
+    let target = match resolve(requested) {
+        Next::Target(target) => target,
+        Next::Waypoint => return to_waypoint::<F>(ctx, flow),
+        Next::Nowhere => return refuse(&mut flow, Decision::refuse(Reason::NoEndpoint)),
     };
     flow.tuple = Tuple::new(flow.tuple.source(), target);
     if target.ip() == pod.ip4 || target.ip() == pod.ip6 {
@@ -116,6 +118,10 @@ fn from_pod<F: Family>(
         return go::<F>(ctx, flow, SocketKind::Own, target, Decision::allow(Reason::OwnPod));
     }
     let workload: Option<Workload> = copied!(WORKLOADS, target.ip());
+    // A service's backends are not asked: the service said that it has no waypoint.
+    if target == requested && workload.is_some_and(|w| w.flags & flags::WAYPOINT != 0) {
+        return to_waypoint::<F>(ctx, flow);
+    }
     let Some(workload) = workload.filter(|w| w.flags & flags::ENROLLED != 0) else {
         return leave::<F>(ctx, flow, Decision::allow(Reason::OutsideMesh));
     };
@@ -138,18 +144,38 @@ fn from_pod<F: Family>(
     }
 }
 
-/// The backend of a service's virtual address, or the address itself. `None`: a service without endpoints.
+/// What an address stands for.
+enum Next {
+    /// This one: the address itself, or the chosen backend of a service.
+    Target(Endpoint),
+    /// A service with a waypoint, which chooses.
+    Waypoint,
+    /// A service without endpoints.
+    Nowhere,
+}
+
 #[inline(always)]
-fn resolve(requested: Endpoint) -> Option<Endpoint> {
+fn resolve(requested: Endpoint) -> Next {
     let service: Option<Service> = copied!(SERVICES, ServiceKey { vip: requested });
-    match service {
-        None => Some(requested),
-        Some(service) => {
-            let slot = service.pick(ctx::random())?;
-            // The agent writes slots before it raises their number, and lowers the number before it removes them.
-            copied!(BACKENDS, slot)
-        }
+    let Some(service) = service else { return Next::Target(requested) };
+    if service.flags & flags::WAYPOINT != 0 {
+        return Next::Waypoint;
     }
+    let Some(slot) = service.pick(ctx::random()) else { return Next::Nowhere };
+    // The agent writes slots before it raises their number, and lowers the number before it removes them.
+    match copied!(BACKENDS, slot) {
+        Some(backend) => Next::Target(backend),
+        None => Next::Nowhere,
+    }
+}
+
+/// Leads the connection to the agent, which takes it to the waypoint of what was asked for.
+#[inline(always)]
+fn to_waypoint<F: Family>(ctx: &SockAddrContext, mut flow: FlowEvent) -> Outcome {
+    flow.path = Path::Tunnel as u32;
+    flow.tuple = Tuple::new(flow.tuple.source(), flow.requested);
+    let agent = Endpoint::new(F::loopback(flow.requested.ip()), OUTBOUND_PORT);
+    go::<F>(ctx, flow, SocketKind::Tunnel, agent, Decision::allow(Reason::Waypoint))
 }
 
 /// Lets the connection out of the mesh, to the backend that was chosen.

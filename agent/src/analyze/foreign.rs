@@ -13,25 +13,6 @@ pub(super) struct Any {
     pub(super) metadata: Metadata,
 }
 
-#[derive(Deserialize)]
-struct Gateway {
-    #[serde(default, deserialize_with = "or_default")]
-    spec: GatewaySpec,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct GatewaySpec {
-    #[serde(default)]
-    gateway_class_name: String,
-}
-
-/// A Gateway's class, for an object that is one.
-pub(super) fn gateway_class(document: &Document) -> Option<String> {
-    let ours = document.kind == "Gateway" && document.api_version.starts_with("gateway.networking.k8s.io/");
-    ours.then(|| document.read_as::<Gateway>().map(|g| g.spec.gateway_class_name).unwrap_or_default())
-}
-
 /// Whether the object is Istio's ServiceEntry.
 pub(super) fn is_service_entry(document: &Document) -> bool {
     document.kind == "ServiceEntry" && document.api_version.starts_with("networking.istio.io/")
@@ -39,7 +20,7 @@ pub(super) fn is_service_entry(document: &Document) -> bool {
 
 /// Whether an object that the agent does not read lives in a namespace, as far as the analyzer cares.
 pub(super) fn is_namespaced(document: &Document) -> bool {
-    gateway_class(document).is_some() || is_service_entry(document) || template_field(document).is_some()
+    is_service_entry(document) || template_field(document).is_some()
 }
 
 /// An entry of `spec.targetRefs`.

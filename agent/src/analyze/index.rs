@@ -203,6 +203,9 @@ impl<'a> Found<'a> {
             Some(Object::ServiceAccount(_)) => {
                 self.accounts.insert(name);
             }
+            Some(Object::Gateway(object)) => {
+                self.gateways.insert(name, object.spec.gateway_class_name.clone());
+            }
             Some(Object::EndpointSlice(_) | Object::Node(_) | Object::Pod(_)) => {}
             None => self.take_foreign(entry, labelled),
         }
@@ -229,9 +232,7 @@ impl<'a> Found<'a> {
 
     fn take_foreign(&mut self, entry: &'a Entry, labelled: Labelled<'a>) {
         let name = (labelled.origin.namespace, labelled.origin.name);
-        if let Some(class) = foreign::gateway_class(&entry.document) {
-            self.gateways.insert(name, class);
-        } else if foreign::is_service_entry(&entry.document) {
+        if foreign::is_service_entry(&entry.document) {
             self.service_entries.insert(name, &entry.metadata);
             self.labelled.push(labelled);
         }

@@ -9,11 +9,12 @@ use culvert_common::{
 };
 use tokio::sync::watch;
 
+use super::route;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::model::{Snapshot, Workload};
 use crate::pods::OlderConnection;
-use crate::proxy::{Mesh, Side, Stage, TunnelFlow};
+use crate::proxy::{Hop, Mesh, Side, Stage, TunnelFlow};
 use crate::telemetry::flows::{FlowLog, Names};
 
 /// The mesh for the proxy.
@@ -38,9 +39,17 @@ impl MeshView {
 }
 
 impl Mesh for MeshView {
-    fn workload_identity(&self, ip: IpAddr) -> Option<SpiffeId> {
+    fn hops(
+        &self,
+        requested: SocketAddr,
+        target: SocketAddr,
+        own: &[IpAddr],
+    ) -> Result<Vec<Hop>, (Reason, String)> {
         let snapshot = self.snapshot();
-        snapshot.workload_by_ip(ip).filter(|w| w.enrolled).map(|w| w.identity.clone())
+        match route::waypoint_of(&snapshot, requested, own) {
+            Some(waypoint) => route::to_waypoint(waypoint, requested, own),
+            None => route::to_workload(&snapshot, requested, target),
+        }
     }
 
     fn service_host(&self, vip: IpAddr) -> Option<String> {

@@ -265,6 +265,149 @@ object! {
     }
 }
 
+object! {
+    /// A Gateway of the Gateway API: a waypoint, when a listener of it speaks HBONE.
+    Gateway {
+        /// Label `istio.io/waypoint-for` says for what traffic.
+        metadata: Metadata,
+        /// Its listeners.
+        #[serde(default, deserialize_with = "or_default")]
+        spec: GatewaySpec,
+        /// Its addresses, once it has any.
+        #[serde(default, deserialize_with = "or_default")]
+        status: GatewayStatus,
+    }
+}
+
+object! {
+    /// `spec` of a Gateway.
+    GatewaySpec {
+        /// `istio-waypoint`.
+        #[serde(default)]
+        gateway_class_name: String,
+        /// Its listeners.
+        #[serde(default, deserialize_with = "or_default")]
+        listeners: Vec<Listener>,
+    }
+}
+
+object! {
+    /// A listener of a Gateway.
+    Listener {
+        /// Its port.
+        port: u16,
+        /// `HBONE` is a waypoint's.
+        #[serde(default)]
+        protocol: String,
+        /// Who may attach to it.
+        #[serde(default, deserialize_with = "or_default")]
+        allowed_routes: AllowedRoutes,
+    }
+}
+
+object! {
+    /// `allowedRoutes` of a listener.
+    AllowedRoutes {
+        /// From which namespaces.
+        #[serde(default, deserialize_with = "or_default")]
+        namespaces: RouteNamespaces,
+    }
+}
+
+object! {
+    /// `allowedRoutes.namespaces` of a listener.
+    RouteNamespaces {
+        /// `Same` when unset.
+        #[serde(default)]
+        from: Option<FromNamespaces>,
+        /// With `Selector`: the labels of the namespaces.
+        #[serde(default)]
+        selector: Option<LabelSelector>,
+    }
+}
+
+/// Which namespaces may attach to a listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Deserialize)]
+#[expect(missing_docs, reason = "the values of the Gateway API")]
+pub enum FromNamespaces {
+    All,
+    #[default]
+    Same,
+    Selector,
+    None,
+}
+
+object! {
+    /// A label selector.
+    LabelSelector {
+        /// All of them must be there.
+        #[serde(default, deserialize_with = "or_default")]
+        match_labels: BTreeMap<String, String>,
+        /// And all of these must hold.
+        #[serde(default, deserialize_with = "or_default")]
+        match_expressions: Vec<LabelRequirement>,
+    }
+}
+
+object! {
+    /// An entry of `matchExpressions`.
+    LabelRequirement {
+        /// The label.
+        key: String,
+        /// What must be so.
+        operator: LabelOperator,
+        /// For `In` and `NotIn`.
+        #[serde(default, deserialize_with = "or_default")]
+        values: Vec<String>,
+    }
+}
+
+/// The operators of a [`LabelRequirement`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Deserialize)]
+#[expect(missing_docs, reason = "the operators of Kubernetes")]
+pub enum LabelOperator {
+    #[default]
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+impl LabelSelector {
+    /// Whether `labels` fit. A selector without requirements fits everything.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        let holds = |requirement: &LabelRequirement| {
+            let value = labels.get(&requirement.key);
+            let among = value.is_some_and(|value| requirement.values.contains(value));
+            match requirement.operator {
+                LabelOperator::In => among,
+                LabelOperator::NotIn => !among,
+                LabelOperator::Exists => value.is_some(),
+                LabelOperator::DoesNotExist => value.is_none(),
+            }
+        };
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(holds)
+    }
+}
+
+object! {
+    /// `status` of a Gateway.
+    GatewayStatus {
+        /// Where it is reached; none: it is not ready.
+        #[serde(default, deserialize_with = "or_default")]
+        addresses: Vec<GatewayAddress>,
+    }
+}
+
+object! {
+    /// An entry of `status.addresses`.
+    GatewayAddress {
+        /// An IP address, or the host name of a Service.
+        value: String,
+    }
+}
+
 /// A port's protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]

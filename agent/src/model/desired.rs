@@ -50,16 +50,17 @@ fn add_workloads(maps: &mut Desired, mesh: &Mesh, compiled: &Compiled, serving: 
     maps.workloads.reserve(mesh.addresses.pods.len());
     for (ip, n) in &mesh.addresses.pods {
         let Some(workload) = mesh.workloads.get(*n) else { continue };
-        let local = workload.node == mesh.settings.node;
+        let local = workload.node == mesh.settings.node && !workload.native_tunnel;
+        let via = via(workload.waypoint);
         let hooked = !local || serving.contains(&workload.uid);
         let identity = compiled.identities.get(&workload.identity);
         let entry = match (identity, compiled.class_of(*n, *ip)) {
             (Some(identity), Some(class)) if workload.enrolled && hooked => Workload {
                 identity: *identity,
                 class,
-                flags: flags::ENROLLED | if local { flags::LOCAL } else { 0 },
+                flags: flags::ENROLLED | via | if local { flags::LOCAL } else { 0 },
             },
-            _ => Workload { identity: 0, class: 0, flags: 0 },
+            _ => Workload { identity: 0, class: 0, flags: via },
         };
         maps.workloads.insert((*ip).into(), entry);
     }
@@ -80,9 +81,13 @@ fn add_services(maps: &mut Desired, mesh: &Mesh, interner: &mut Interner) {
                 maps.backends.insert(BackendKey { service: id, slot: backends }, (*endpoint).into());
                 backends += 1;
             }
-            maps.services.insert(key, Service { id, backends });
+            maps.services.insert(key, Service { id, backends, flags: via(service.waypoint) });
         }
     }
+}
+
+fn via(waypoint: Option<usize>) -> u32 {
+    if waypoint.is_some() { flags::WAYPOINT } else { 0 }
 }
 
 fn family(ip: &IpAddr) -> bool {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Addresses, Service, Settings, Topology, Workload, World, workload};
+use super::{Addresses, Service, Settings, Topology, Workload, World, waypoint, workload};
 use crate::control::objects::{EndpointSlice, ServiceType};
 use crate::identity::SpiffeId;
 
@@ -12,9 +12,15 @@ const SLICE_LABEL: &str = "kubernetes.io/service-name";
 
 pub(super) fn topology(world: &World, settings: &Settings) -> Topology {
     let mut workloads = workloads(world, settings);
-    let services = services(world, settings, &mut workloads);
+    let mut services = services(world, settings, &mut workloads);
     let addresses = Addresses { pods: by_address(&workloads), vips: by_vip(&services) };
-    Topology { workloads: Arc::new(workloads), services: Arc::new(services), addresses: Arc::new(addresses) }
+    let waypoints = waypoint::resolve(world, &mut workloads, &mut services, &addresses);
+    Topology {
+        workloads: Arc::new(workloads),
+        services: Arc::new(services),
+        waypoints: Arc::new(waypoints),
+        addresses: Arc::new(addresses),
+    }
 }
 
 /// While a pod ends its successor may have its address already: the one that stays wins. Pods in the node's network

@@ -23,6 +23,8 @@ pub struct Service {
     pub backing: usize,
     /// How many of those do.
     pub serving: usize,
+    /// Where connections to its virtual addresses go first: its place in [`super::Mesh::waypoints`].
+    pub waypoint: Option<usize>,
 }
 
 /// A port of a Service.
@@ -60,6 +62,7 @@ impl Service {
             ports: ports(service),
             backing: 0,
             serving: 0,
+            waypoint: None,
         };
         if service.spec.selector.is_empty() {
             slices.iter().for_each(|slice| resolved.add_slice(slice));

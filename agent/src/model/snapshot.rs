@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use culvert_common::{Decision, Reason};
 use serde::Serialize;
 
-use super::{Mesh, Service, Workload};
+use super::{Mesh, Service, Waypoint, Workload};
 use crate::identity::SpiffeId;
 use crate::policy::{Action, Compiled, Finding, Scope};
 
@@ -74,12 +74,28 @@ impl Snapshot {
 
     /// A row for every pod.
     pub fn workload_rows(&self) -> Vec<WorkloadRow> {
-        self.mesh.workloads.iter().map(WorkloadRow::from).collect()
+        let row = |w: &Workload| WorkloadRow::new(w, self.waypoint_shown(w.waypoint, &w.namespace));
+        self.mesh.workloads.iter().map(row).collect()
     }
 
     /// A row for every service.
     pub fn service_rows(&self) -> Vec<ServiceRow> {
-        self.mesh.services.iter().map(ServiceRow::from).collect()
+        let row = |s: &Service| ServiceRow::new(s, self.waypoint_shown(s.waypoint, &s.namespace));
+        self.mesh.services.iter().map(row).collect()
+    }
+
+    /// The waypoint at a place of [`Mesh::waypoints`].
+    pub fn waypoint(&self, place: Option<usize>) -> Option<&Waypoint> {
+        self.mesh.waypoints.get(place?)
+    }
+
+    /// As istioctl shows it, with its namespace when that is another one than the object's.
+    fn waypoint_shown(&self, place: Option<usize>, namespace: &str) -> String {
+        match self.waypoint(place) {
+            None => "None".to_owned(),
+            Some(waypoint) if waypoint.namespace == namespace => waypoint.name.clone(),
+            Some(waypoint) => waypoint.full_name(),
+        }
     }
 
     /// A row for every AuthorizationPolicy.
@@ -113,8 +129,8 @@ pub struct WorkloadRow {
     pub addresses: Vec<IpAddr>,
     /// Its node.
     pub node: String,
-    /// `None` until it has one.
-    pub waypoint: &'static str,
+    /// The waypoint of its own addresses (`namespace/name` when in another namespace), or `None`.
+    pub waypoint: String,
     /// `HBONE` when it is enrolled, else `TCP`.
     pub protocol: &'static str,
     /// Its service account.
@@ -123,14 +139,14 @@ pub struct WorkloadRow {
     pub identity: String,
 }
 
-impl From<&Workload> for WorkloadRow {
-    fn from(workload: &Workload) -> Self {
+impl WorkloadRow {
+    fn new(workload: &Workload, waypoint: String) -> Self {
         Self {
             namespace: workload.namespace.clone(),
             name: workload.name.clone(),
             addresses: workload.addresses.clone(),
             node: workload.node.clone(),
-            waypoint: "None",
+            waypoint,
             protocol: if workload.enrolled { "HBONE" } else { "TCP" },
             service_account: workload.service_account.clone(),
             identity: if workload.enrolled { workload.identity.to_string() } else { String::new() },
@@ -147,19 +163,19 @@ pub struct ServiceRow {
     pub service: String,
     /// Its virtual addresses.
     pub vips: Vec<IpAddr>,
-    /// `None` until it has one.
-    pub waypoint: &'static str,
+    /// The waypoint of its virtual addresses (`namespace/name` when in another namespace), or `None`.
+    pub waypoint: String,
     /// Those that serve, of those that could: `2/2`.
     pub endpoints: String,
 }
 
-impl From<&Service> for ServiceRow {
-    fn from(service: &Service) -> Self {
+impl ServiceRow {
+    fn new(service: &Service, waypoint: String) -> Self {
         Self {
             namespace: service.namespace.clone(),
             service: service.name.clone(),
             vips: service.vips.clone(),
-            waypoint: "None",
+            waypoint,
             endpoints: format!("{}/{}", service.serving, service.backing),
         }
     }

@@ -8,6 +8,7 @@ use crate::identity::SpiffeId;
 
 /// `ambient` and `none` are its values.
 pub(crate) const MODE_LABEL: &str = "istio.io/dataplane-mode";
+const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
 pub(crate) const SIDECAR_ANNOTATION: &str = "sidecar.istio.io/status";
 /// Namespaces whose pods are never enrolled, as istio-cni has it by default.
 const EXCLUDED_NAMESPACES: &[&str] = &["kube-system"];
@@ -39,8 +40,13 @@ pub struct Workload {
     pub ready: bool,
     /// It is being deleted.
     pub terminating: bool,
-    /// It is (to be) in the mesh.
+    /// It is (to be) in the mesh: it speaks HBONE.
     pub enrolled: bool,
+    /// It speaks HBONE by itself (label `networking.istio.io/tunnel: http`): reached by tunnels, never captured, and it judges
+    /// its callers itself.
+    pub native_tunnel: bool,
+    /// Where connections to its own addresses go first: its place in [`super::Mesh::waypoints`].
+    pub waypoint: Option<usize>,
     /// Who it is when it is enrolled.
     pub identity: SpiffeId,
     /// The services that it backs, as `namespace/name`.
@@ -84,7 +90,9 @@ impl Workload {
             host_network: pod.spec.host_network,
             ready: ready(pod) && !terminating,
             terminating,
-            enrolled: enrolled(pod, namespace),
+            enrolled: enrolled(pod, namespace) || native_tunnel(pod),
+            native_tunnel: native_tunnel(pod),
+            waypoint: None,
             identity,
             services: Vec::new(),
             ports: named_ports(pod),
@@ -111,6 +119,11 @@ pub(crate) fn enrolled(pod: &Pod, namespace: Option<&Namespace>) -> bool {
         _ => namespace.and_then(|n| mode(&n.metadata.labels)).as_deref() == Some("ambient"),
     };
     ambient && !never
+}
+
+/// istiod's `tunnel_protocol` and `native_tunnel`.
+fn native_tunnel(pod: &Pod) -> bool {
+    !pod.spec.host_network && pod.metadata.labels.get(TUNNEL_LABEL).is_some_and(|value| value == "http")
 }
 
 fn addresses(pod: &Pod) -> Vec<IpAddr> {

@@ -12,8 +12,11 @@ use tokio::net::{TcpListener, TcpStream};
 use super::pod::Pod;
 use super::relay::relay;
 use super::socket::{next, reset};
-use super::{Counters, Side, Stage, TunnelFlow};
+use super::{Counters, Hop, Side, Stage, TunnelFlow};
 use crate::hbone::{Destination, Tunnel, authority, forwarded};
+
+/// How many endpoints a connection tries.
+const TRIES: usize = 2;
 
 /// Accepts until the pod is stopped.
 pub(super) async fn run(pod: Arc<Pod>, listener: TcpListener) {
@@ -91,40 +94,69 @@ async fn open(pod: &Pod, tcp: &TcpStream, app: SocketAddr) -> Result<(Tunnel, Tu
     };
     flow.requested = original.requested.into();
     flow.target = original.target.into();
-    let target = flow.target;
-    let Some(source_ip) = pod.info.ip_like(target.ip()) else {
-        let error = format!("{} has no address of the family of {target}", pod.info.name);
-        return Err(flow.refused(Reason::TunnelFailed, error).into());
+    let hops = match mesh.hops(flow.requested, flow.target, &pod.info.ips) {
+        Ok(hops) => hops,
+        Err((reason, error)) => return Err(flow.refused(reason, error).into()),
     };
-    flow.client = SocketAddr::new(source_ip, app.port());
-    let Some(expected) = mesh.workload_identity(target.ip()) else {
-        let error = format!("no enrolled workload has the address {}: it may just have gone", target.ip());
-        return Err(flow.refused(Reason::OutsideMesh, error).into());
-    };
-    flow.destination = Some(expected.clone());
+    let last = hops.len().min(TRIES);
+    for (n, hop) in hops.into_iter().take(TRIES).enumerate() {
+        match through(pod, &hop, &mut flow, app.port()).await {
+            Ok(tunnel) => return Ok((tunnel, flow)),
+            Err((_, error, Retry::Safe)) if n + 1 < last => {
+                tracing::debug!(pod = pod.info.name, target = %flow.target, error, "trying another endpoint");
+            }
+            Err((reason, error, _)) => return Err(flow.refused(reason, error).into()),
+        }
+    }
+    Err(flow.refused(Reason::NoEndpoint, "there is nowhere to go").into())
+}
 
+/// Whether another endpoint may be tried.
+enum Retry {
+    /// No byte of the app has left, and nobody has refused it.
+    Safe,
+    Never,
+}
+
+/// Opens a tunnel by way of `hop`, which `flow` then names.
+async fn through(
+    pod: &Pod,
+    hop: &Hop,
+    flow: &mut TunnelFlow,
+    client: u16,
+) -> Result<Tunnel, (Reason, String, Retry)> {
+    flow.target = hop.authority;
+    flow.destination = Some(hop.identity.clone());
+    if hop.waypoint {
+        flow.decision = Decision::allow(Reason::Waypoint);
+    }
+    let Some(source_ip) = pod.info.ip_like(hop.address) else {
+        let error = format!("{} has no address of the family of {}", pod.info.name, hop.address);
+        return Err((Reason::TunnelFailed, error, Retry::Safe));
+    };
+    flow.client = SocketAddr::new(source_ip, client);
     let destination = Destination {
         source: pod.info.identity.clone(),
         source_ip,
         netns: pod.info.netns.clone(),
         netns_cookie: pod.info.netns_cookie,
-        expected,
-        address: SocketAddr::new(target.ip(), pod.shared.config.hbone_port),
+        expected: hop.identity.clone(),
+        address: SocketAddr::new(hop.address, hop.port.unwrap_or(pod.shared.config.hbone_port)),
     };
-    let request = match request(pod, &flow) {
-        Ok(request) => request,
-        Err(error) => return Err(flow.refused(Reason::TunnelFailed, error).into()),
-    };
-    match pod.shared.pool.open(&destination, &request).await {
-        Ok(tunnel) => Ok((tunnel, flow)),
-        Err(error) => Err(flow.refused(error.reason(), error).into()),
-    }
+    let request =
+        request(pod, flow).map_err(|error| (Reason::TunnelFailed, error.to_string(), Retry::Never))?;
+    pod.shared.pool.open(&destination, &request).await.map_err(|error| {
+        let reason = error.reason();
+        let retry = match reason {
+            Reason::TunnelFailed | Reason::UpstreamFailed => Retry::Safe,
+            _ => Retry::Never,
+        };
+        (reason, error.to_string(), retry)
+    })
 }
 
 fn request(pod: &Pod, flow: &TunnelFlow) -> http::Result<Request<()>> {
-    let host = (flow.requested.ip() != flow.target.ip())
-        .then(|| pod.shared.mesh.service_host(flow.requested.ip()))
-        .flatten();
+    let host = pod.shared.mesh.service_host(flow.requested.ip());
     let trace = format!("00-{:032x}-{:016x}-00", rand::random::<u128>(), rand::random::<u64>());
     let mut request = Request::builder()
         .method(Method::CONNECT)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use culvert::hbone::{Destination, HboneConfig};
 use culvert::identity::{Ca, CertStore, EmbeddedCa, SignedChain, SpiffeId, WorkloadCert};
-use culvert::proxy::{Mesh, PodProxy, ProxyConfig, Shared, Stage, TunnelFlow, open_at, serve_pod};
+use culvert::proxy::{Hop, Mesh, PodProxy, ProxyConfig, Shared, Stage, TunnelFlow, open_at, serve_pod};
 use culvert::sys::netns_cookie;
 use culvert_common::{Decision, OriginalDst, Reason};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -38,8 +38,15 @@ pub(crate) struct FakeMesh {
 }
 
 impl Mesh for FakeMesh {
-    fn workload_identity(&self, ip: IpAddr) -> Option<SpiffeId> {
-        self.identities.lock().unwrap().get(&ip).cloned()
+    fn hops(
+        &self,
+        _requested: SocketAddr,
+        target: SocketAddr,
+        _own: &[IpAddr],
+    ) -> Result<Vec<Hop>, (Reason, String)> {
+        let identity = self.identities.lock().unwrap().get(&target.ip()).cloned();
+        let identity = identity.ok_or((Reason::OutsideMesh, "nobody".to_owned()))?;
+        Ok(vec![Hop { address: target.ip(), port: None, identity, authority: target, waypoint: false }])
     }
 
     fn service_host(&self, _vip: IpAddr) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use super::super::index::{Enrolment, Index, Labelled, Workload};
 use super::super::{Code, Message};
-use super::waypoints;
+use crate::model::waypoint::{ALIAS, USE, USE_NAMESPACE};
 use crate::model::workload::MODE_LABEL;
 
 pub(super) fn check(index: &Index<'_>, out: &mut Vec<Message>) {
@@ -10,7 +10,7 @@ pub(super) fn check(index: &Index<'_>, out: &mut Vec<Message>) {
         out.extend(unknown_mode(object));
     }
     for owner in &index.owners {
-        for key in [MODE_LABEL, waypoints::USE, waypoints::USE_NAMESPACE, waypoints::ALIAS] {
+        for key in [MODE_LABEL, USE, USE_NAMESPACE, ALIAS] {
             out.extend(useless_label(owner, key));
         }
     }

@@ -3,7 +3,7 @@
 use super::super::foreign::{TargetRef, target_refs};
 use super::super::index::Policy;
 use super::super::{Code, Index, Message};
-use super::waypoints::{Choice, chosen};
+use crate::model::waypoint::{Choice, chosen};
 use crate::policy::Attachment;
 
 pub(super) fn check(index: &Index<'_>, out: &mut Vec<Message>) {

@@ -1,41 +1,10 @@
 //! Labels that name a waypoint.
 
-use std::collections::BTreeMap;
-
 use super::super::index::Labelled;
 use super::super::{Code, Index, Message};
+use crate::model::waypoint::{ALIAS, ALIAS_NAME, Choice, USE, chosen};
 
-pub(super) const USE: &str = "istio.io/use-waypoint";
-pub(super) const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
-/// What some guides write instead of [`USE`].
-pub(super) const ALIAS: &str = "istio.io/waypoint";
-const ALIAS_NAME: &str = "waypoint";
 const CLASS: &str = "istio-waypoint";
-
-/// What an object's labels say about its waypoint.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Choice<'a> {
-    /// This one; `label` says so.
-    Gateway { namespace: &'a str, name: &'a str, label: &'static str },
-    /// None, whatever the namespace says.
-    OptOut,
-}
-
-/// The choice of an object that lives in `namespace`; `None`: it leaves that to its namespace.
-pub(super) fn chosen<'a>(labels: &'a BTreeMap<String, String>, namespace: &'a str) -> Option<Choice<'a>> {
-    let get = |key: &str| labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
-    match get(USE) {
-        Some("none") => Some(Choice::OptOut),
-        Some(name) => {
-            let namespace = get(USE_NAMESPACE).unwrap_or(namespace);
-            Some(Choice::Gateway { namespace, name, label: USE })
-        }
-        None if get(ALIAS) == Some("enabled") => {
-            Some(Choice::Gateway { namespace, name: ALIAS_NAME, label: ALIAS })
-        }
-        None => None,
-    }
-}
 
 pub(super) fn check(index: &Index<'_>, out: &mut Vec<Message>) {
     for object in &index.labelled {

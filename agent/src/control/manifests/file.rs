@@ -251,6 +251,7 @@ fn object(kind: Kind, node: &Node) -> Result<Object, FieldError> {
             Object::Pod(Arc::new(pod))
         }
         Kind::Service => Object::Service(Arc::new(plain!(Service, kind, node))),
+        Kind::Gateway => Object::Gateway(Arc::new(plain!(Gateway, kind, node))),
         Kind::ServiceAccount => Object::ServiceAccount(Arc::new(plain!(ServiceAccount, kind, node))),
     })
 }

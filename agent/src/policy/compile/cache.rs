@@ -213,6 +213,10 @@ impl Cache {
         applicable: &Applicable<'_>,
         interner: &mut Interner,
     ) -> Group {
+        if workload.native_tunnel {
+            let class = Some(self.class_id(&[], &Strictness::default(), None, interner));
+            return Group { policies: Vec::new(), strictness: Strictness::default(), class };
+        }
         let (namespace, labels) = (workload.namespace.as_str(), &workload.labels);
         let lowered = |p: &Arc<AuthorizationPolicy>| self.policies.get(&place(p))?.policy.clone();
         let policies: Vec<_> =

@@ -1,0 +1,210 @@
+//! Waypoints: which Gateways are some, who serves them, and whose traffic goes to them first. Istio's rules: `waypoints.go` of
+//! istiod's ambient index.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Addresses, Service, Workload, World};
+use crate::control::objects::{FromNamespaces, Gateway, Listener, Namespace};
+use crate::identity::SpiffeId;
+
+/// Names the waypoint of a Service, a Pod, or all of a Namespace's. `none`: it has none.
+pub(crate) const USE: &str = "istio.io/use-waypoint";
+/// Where that waypoint is, when not in the same namespace.
+pub(crate) const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// What some guides write instead of [`USE`]: `enabled`.
+pub(crate) const ALIAS: &str = "istio.io/waypoint";
+/// The waypoint that [`ALIAS`] means.
+pub(crate) const ALIAS_NAME: &str = "waypoint";
+/// What traffic a waypoint takes.
+const FOR: &str = "istio.io/waypoint-for";
+/// On Services and Pods that istiod's controllers make for a Gateway.
+const MANAGED: &str = "gateway.istio.io/managed";
+const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
+/// What an object's labels say about its waypoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Choice<'a> {
+    /// This one; `label` says so.
+    Gateway {
+        /// Its namespace.
+        namespace: &'a str,
+        /// Its name.
+        name: &'a str,
+        /// The label.
+        label: &'static str,
+    },
+    /// None, whatever the namespace says.
+    OptOut,
+}
+
+/// The choice of an object that lives in `namespace`; `None`: it leaves that to its namespace.
+pub(crate) fn chosen<'a>(labels: &'a BTreeMap<String, String>, namespace: &'a str) -> Option<Choice<'a>> {
+    let get = |key: &str| labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
+    match get(USE) {
+        Some("none") => Some(Choice::OptOut),
+        Some(name) => {
+            let namespace = get(USE_NAMESPACE).unwrap_or(namespace);
+            Some(Choice::Gateway { namespace, name, label: USE })
+        }
+        None if get(ALIAS) == Some("enabled") => {
+            Some(Choice::Gateway { namespace, name: ALIAS_NAME, label: ALIAS })
+        }
+        None => None,
+    }
+}
+
+/// A Gateway that is a waypoint and has an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Waypoint {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Who serves it: HBONE listener and identity, in a stable order.
+    pub instances: Vec<(SocketAddr, SpiffeId)>,
+    /// For connections to virtual addresses of services.
+    services: bool,
+    /// For connections to addresses of workloads.
+    workloads: bool,
+}
+
+impl Waypoint {
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Finds the waypoints, and tells workloads and services which is theirs.
+pub(super) fn resolve(
+    world: &World,
+    workloads: &mut [Workload],
+    services: &mut [Service],
+    addresses: &Addresses,
+) -> Vec<Waypoint> {
+    let mut waypoints = Vec::new();
+    let mut places: HashMap<(&str, &str), Vec<(usize, &Listener)>> = HashMap::new();
+    for gateway in world.gateways.values() {
+        let Some((waypoint, listener)) = Waypoint::new(gateway, workloads, services, addresses) else {
+            continue;
+        };
+        let meta = &gateway.metadata;
+        places.entry((&meta.namespace, &meta.name)).or_default().push((waypoints.len(), listener));
+        waypoints.push(waypoint);
+    }
+    if waypoints.is_empty() {
+        return waypoints;
+    }
+    let finder = Finder { world, places, waypoints: &waypoints };
+    for workload in workloads.iter_mut().filter(|w| !w.labels.contains_key(GATEWAY_NAME)) {
+        workload.waypoint = finder.find(&workload.labels, &workload.namespace, |w| w.workloads);
+    }
+    for service in services.iter_mut() {
+        let object = world.services.get(&(service.namespace.clone(), service.name.clone()));
+        let Some(labels) = object.map(|o| &o.metadata.labels) else { continue };
+        if !labels.contains_key(MANAGED) && !labels.contains_key(GATEWAY_NAME) {
+            service.waypoint = finder.find(labels, &service.namespace, |w| w.services);
+        }
+    }
+    waypoints
+}
+
+impl Waypoint {
+    fn new<'a>(
+        gateway: &'a Gateway,
+        workloads: &[Workload],
+        services: &[Service],
+        addresses: &Addresses,
+    ) -> Option<(Self, &'a Listener)> {
+        let listener = gateway.spec.listeners.iter().find(|l| l.protocol.eq_ignore_ascii_case("HBONE"))?;
+        if gateway.status.addresses.is_empty() {
+            return None; // not ready: whoever names it has no waypoint
+        }
+        let meta = &gateway.metadata;
+        let kinds = meta.labels.get(FOR).map_or("service", String::as_str);
+        let mut waypoint = Self {
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            instances: Vec::new(),
+            services: matches!(kinds, "service" | "all"),
+            workloads: matches!(kinds, "workload" | "all"),
+        };
+        for address in &gateway.status.addresses {
+            waypoint.add_instances(&address.value, listener.port, workloads, services, addresses);
+        }
+        waypoint.instances.sort();
+        waypoint.instances.dedup();
+        Some((waypoint, listener))
+    }
+
+    /// Those behind an address: of a pod, of a Service, or the name of one.
+    fn add_instances(
+        &mut self,
+        value: &str,
+        port: u16,
+        workloads: &[Workload],
+        services: &[Service],
+        addresses: &Addresses,
+    ) {
+        let ip: Option<IpAddr> = value.parse().ok();
+        let instance = |end: SocketAddr| {
+            let workload = workloads.get(*addresses.pods.get(&end.ip())?)?;
+            Some((end, workload.identity.clone()))
+        };
+        let direct = ip.and_then(|ip| instance(SocketAddr::new(ip, port)));
+        let service = match ip {
+            Some(ip) => addresses.vips.get(&ip).and_then(|n| services.get(*n)),
+            None => services.iter().find(|s| s.hostname == value),
+        };
+        let ends = service.and_then(|s| s.ports.iter().find(|p| p.port == port)).map(|p| &p.endpoints);
+        self.instances
+            .extend(direct.into_iter().chain(ends.into_iter().flatten().copied().filter_map(instance)));
+    }
+}
+
+/// From labels to a waypoint.
+struct Finder<'a> {
+    world: &'a World,
+    places: HashMap<(&'a str, &'a str), Vec<(usize, &'a Listener)>>,
+    waypoints: &'a [Waypoint],
+}
+
+impl Finder<'_> {
+    /// The waypoint of an object in `namespace`: what its labels say, else what those of its namespace say.
+    fn find(
+        &self,
+        labels: &BTreeMap<String, String>,
+        namespace: &str,
+        serves: impl Fn(&Waypoint) -> bool,
+    ) -> Option<usize> {
+        let home = self.world.namespaces.get(&(String::new(), namespace.to_owned()));
+        let inherited = || chosen(&home?.metadata.labels, namespace);
+        let Choice::Gateway { namespace: of, name, .. } = chosen(labels, namespace).or_else(inherited)?
+        else {
+            return None;
+        };
+        let home = home.map(AsRef::as_ref);
+        let candidates = self.places.get(&(of, name))?;
+        let attached = candidates.iter().find(|(_, listener)| may_attach(listener, of, namespace, home));
+        let (place, _) = attached?;
+        self.waypoints.get(*place).is_some_and(serves).then_some(*place)
+    }
+}
+
+/// Whether objects of `namespace` may attach to a listener of a Gateway in `of`.
+fn may_attach(listener: &Listener, of: &str, namespace: &str, home: Option<&Namespace>) -> bool {
+    let allowed = &listener.allowed_routes.namespaces;
+    match allowed.from.unwrap_or_default() {
+        FromNamespaces::All => true,
+        FromNamespaces::Same => of == namespace,
+        FromNamespaces::None => false,
+        FromNamespaces::Selector => {
+            let selector = allowed.selector.as_ref();
+            selector.is_some_and(|selector| home.is_some_and(|home| selector.matches(&home.metadata.labels)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
