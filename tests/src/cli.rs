@@ -54,6 +54,11 @@ enum Verb {
     Clean,
     /// Tell the ambient walkthrough on two nodes, step by step
     Demo(crate::demo::DemoArgs),
+    /// Check every byte of thousands of connections, both ways, and how they end
+    #[command(
+        after_help = "Example:\n  culvert-lab transfers --path direct --connections 1000 --seed 7\n\nExit status: 1 when anything was wrong."
+    )]
+    Transfers(crate::transfers::TransferArgs),
     #[command(hide = true)]
     Pod { config: String },
     #[command(hide = true)]
@@ -115,6 +120,10 @@ pub fn run(cli: Cli) -> Result<bool> {
         Verb::List => list().map(|()| true),
         Verb::Down { lab, all } => down(lab, all).map(|()| true),
         Verb::Demo(args) => crate::demo::run(&args, culvert_binary(args.culvert.as_deref())?).map(|()| true),
+        Verb::Transfers(args) => {
+            let culvert = args.needs_agents().then(|| culvert_binary(args.culvert.as_deref())).transpose()?;
+            crate::transfers::run(&args, culvert)
+        }
         Verb::Clean | Verb::Pod { .. } | Verb::Supervise { .. } => Ok(true),
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! * [`scenario`]: the file format. [`runner`]: plays a scenario and explains what failed. [`expect`]: expectations.
 //! * [`lab`]: nodes, pods, agents, names, kube-proxy; [`objects`]: the API server.
+//! * [`transfers`]: thousands of connections whose every byte is checked.
 //! * `pod_process`: the servers and the client in every pod. `net`, `sys`: namespaces and processes.
 #![deny(unsafe_code)]
 
 pub mod cli;
 pub mod demo;
+mod dice;
 pub mod expect;
 pub mod lab;
 pub mod net;
@@ -15,5 +17,6 @@ mod pod_process;
 pub mod runner;
 pub mod scenario;
 mod sys;
+pub mod transfers;
 
 pub use pod_process::Try;

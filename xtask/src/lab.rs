@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::{build, ebpf, exec, install};
 
 /// Verbs of culvert-lab that start agents; the others only need culvert-lab itself.
-const STARTS_AGENTS: [&str; 3] = ["demo", "run", "up"];
+const STARTS_AGENTS: [&str; 4] = ["demo", "run", "transfers", "up"];
 
 /// `culvert-lab ARGS`.
 pub(crate) fn lab(args: &[OsString]) -> Result<()> {

@@ -81,7 +81,7 @@ enum Verb {
         #[command(subcommand)]
         subject: bench::Subject,
     },
-    /// Play with a lab: run FILES… | up FILE | down [NAME] | exec … | list | clean
+    /// Play with a lab: run FILES… | up FILE | down [NAME] | exec … | transfers | list | clean
     #[command(disable_help_flag = true, after_help = "The arguments go to target/debug/culvert-lab.")]
     Lab {
         /// Arguments of culvert-lab; `--help` shows them all
