@@ -4,5 +4,7 @@ mod destroy;
 pub mod discovery;
 mod enroll;
 mod interface;
+mod wanted;
 
-pub use enroll::{PodState, Pods, Wanted};
+pub use enroll::{PodState, Pods};
+pub use wanted::Wanted;
