@@ -59,6 +59,11 @@ enum Verb {
         after_help = "Example:\n  culvert-lab transfers --path direct --connections 1000 --seed 7\n\nExit status: 1 when anything was wrong."
     )]
     Transfers(crate::transfers::TransferArgs),
+    /// Change everything all the time under load, and judge every connection
+    #[command(
+        after_help = "Example:\n  culvert-lab soak --minutes 1 --seed 7\n\nExit status: 1 when anything was wrong."
+    )]
+    Soak(crate::soak::SoakArgs),
     #[command(hide = true)]
     Pod { config: String },
     #[command(hide = true)]
@@ -120,6 +125,7 @@ pub fn run(cli: Cli) -> Result<bool> {
         Verb::List => list().map(|()| true),
         Verb::Down { lab, all } => down(lab, all).map(|()| true),
         Verb::Demo(args) => crate::demo::run(&args, culvert_binary(args.culvert.as_deref())?).map(|()| true),
+        Verb::Soak(args) => crate::soak::run(&args, culvert_binary(args.culvert.as_deref())?),
         Verb::Transfers(args) => {
             let culvert = args.needs_agents().then(|| culvert_binary(args.culvert.as_deref())).transpose()?;
             crate::transfers::run(&args, culvert)

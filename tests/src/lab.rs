@@ -399,6 +399,15 @@ impl Lab {
         self.nodes.iter().filter_map(|n| n.agent.as_ref()).flat_map(Agent::new_flows).collect()
     }
 
+    /// Process id of a node's agent.
+    ///
+    /// # Errors
+    ///
+    /// When none runs there.
+    pub fn agent_pid(&self, node: &str) -> Result<u32> {
+        Ok(self.agent(node)?.pid())
+    }
+
     /// The metrics of all agents that run, by series.
     ///
     /// # Errors

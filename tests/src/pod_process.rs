@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::soak::pod as soak;
 use crate::transfers::pod as transfers;
 
 /// What a pod runs.
@@ -74,6 +75,7 @@ pub(crate) enum Order {
     LoadStart { id: String, ask: Ask, connections: u32, rate: f64, new_connection_each: bool },
     LoadStop { id: String },
     Transfers(transfers::Task),
+    Soak(soak::Task),
 }
 
 #[derive(Default)]
@@ -89,6 +91,7 @@ struct State {
     accepted: Mutex<Vec<SocketAddr>>,
     loads: Mutex<HashMap<String, Arc<LoadStats>>>,
     serving: transfers::Serving,
+    flows: soak::Flows,
 }
 
 /// Runs the process.
@@ -142,6 +145,7 @@ pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
 
 async fn obey(order: Order, state: &Arc<State>) -> Value {
     match order {
+        Order::Soak(task) => soak::obey(task, &state.flows).await,
         Order::Transfers(task) => transfers::obey(task, &state.serving).await,
         Order::Probe(ask) => {
             let mut tries = Vec::new();
@@ -229,7 +233,7 @@ async fn http_kept(ask: &Ask, kept: &mut Kept) -> Try {
     result
 }
 
-fn classify(error: &io::Error) -> String {
+pub(crate) fn classify(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "refused".to_owned(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {

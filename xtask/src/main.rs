@@ -88,6 +88,13 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Change policies, pods and agents all the time under load, and judge every connection [--minutes N] [--seed S]
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// Arguments of `culvert-lab soak`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Watch the ambient walkthrough on two nodes, told step by step
     #[command(disable_help_flag = true)]
     Demo {
@@ -118,6 +125,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Lint => lint::run()?,
         Verb::Test { quick } => return test::run(quick),
         Verb::Lab { args } => lab::lab(&args)?,
+        Verb::Soak { args } => lab::soak(&args)?,
         Verb::Demo { args } => lab::demo(&args)?,
     }
     Ok(ExitCode::SUCCESS)

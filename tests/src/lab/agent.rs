@@ -163,6 +163,10 @@ impl Agent {
         records
     }
 
+    pub(super) fn pid(&self) -> u32 {
+        self.child.lock().unwrap_or_else(|e| e.into_inner()).id()
+    }
+
     /// Series and values of `/metrics`.
     pub(super) fn metrics(&self) -> Result<BTreeMap<String, u64>> {
         let (status, text) =
