@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -118,7 +118,16 @@ pub fn run(cli: Cli) -> Result<bool> {
     for id in lab::remove_dead_labs() {
         eprintln!("removed what a dead lab left behind: {id}");
     }
-    match cli.command {
+    let result = obey(cli.command);
+    while INTERRUPTED.load(Ordering::Acquire) {
+        // What failed did so because its lab was taken away. The signals' thread ends the process.
+        std::thread::park();
+    }
+    result
+}
+
+fn obey(verb: Verb) -> Result<bool> {
+    match verb {
         Verb::Run(args) => run_all(&args),
         Verb::Up(args) => up(&args).map(|()| true),
         Verb::Exec { lab, pod, command } => exec(&lab, &pod, &command),
@@ -146,6 +155,9 @@ fn culvert_binary(named: Option<&Path>) -> Result<PathBuf> {
 /// Ids of this process's labs, for the signal handler.
 static OWN_LABS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// Whether a signal has ended the run.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 /// Ctrl-C and SIGTERM end the labs of this process before the process.
 fn stop_on_signals() -> Result<()> {
     use nix::sys::signal::{SigSet, Signal};
@@ -156,6 +168,7 @@ fn stop_on_signals() -> Result<()> {
     signals.thread_block()?;
     std::thread::spawn(move || {
         if signals.wait().is_ok() {
+            INTERRUPTED.store(true, Ordering::Release);
             eprintln!("interrupted: removing the lab");
             for id in OWN_LABS.lock().unwrap_or_else(|e| e.into_inner()).iter() {
                 if let Err(error) = lab::remove_lab(id) {

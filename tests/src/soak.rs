@@ -1,13 +1,15 @@
 //! `culvert-lab soak`: everything changes all the time, and every connection is judged.
 //!
 //! * [`cluster`]: pods, objects, flows. [`schedule`]: what happens next. [`pod`]: the flows, in the pods.
-//! * [`oracle`]: what is allowed when. [`health`]: what agents hold. [`tally`]: the counts.
+//! * [`state`]: what the cluster is told to be, and what that allows; [`oracle`]: what is allowed when.
+//!   [`health`]: what agents hold. [`tally`]: the counts.
 
 mod cluster;
 mod health;
 mod oracle;
 pub(crate) mod pod;
 mod schedule;
+mod state;
 mod tally;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,9 +24,10 @@ use crate::lab::{FlowRecord, Lab, Options, Placement, leftovers};
 use crate::pod_process::Order;
 use cluster::{Lane, NODES, PODS};
 use health::Health;
-use oracle::{Judgement, State, Timeline};
+use oracle::{Judgement, Timeline};
 use pod::{Attempt, Flow, PORT, Task, now};
 use schedule::Action;
+use state::State;
 use tally::Tally;
 
 /// Between two looks at what the pods found.
@@ -85,7 +88,7 @@ fn build(culvert: PathBuf) -> Result<Lab> {
         culvert: Some(culvert),
         id: crate::cli::new_id(),
     };
-    let placement = |pod: &oracle::Pod| Placement {
+    let placement = |pod: &state::Pod| Placement {
         node: pod.node.to_owned(),
         tcp: if pod.serves { vec![PORT] } else { Vec::new() },
         ..Placement::default()

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::oracle::{Pod, Route, State};
+use super::oracle::Route;
 use super::pod::{PORT, Style};
+use super::state::{Pod, State};
 
 const fn pod(name: &'static str, node: &'static str) -> Pod {
     Pod { name, node, guest: false, serves: false }

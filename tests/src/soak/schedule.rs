@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::cluster::{MAY_LEAVE, MAY_OPT_OUT, NODES};
-use super::oracle::State;
+use super::state::State;
 use crate::dice::Dice;
 
 /// One step.
