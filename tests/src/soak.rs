@@ -33,7 +33,7 @@ use tally::Tally;
 /// Between two looks at what the pods found.
 const LOOK: Duration = Duration::from_millis(200);
 /// From the last connection until nothing of it is left: drained tunnels, late segments, removed listeners.
-const QUIET: Duration = Duration::from_secs(4);
+const QUIET: Duration = Duration::from_secs(3);
 const WARM_UP: Duration = Duration::from_secs(3);
 /// Between two looks at what the agents hold.
 const HEALTH: Duration = Duration::from_secs(15);
