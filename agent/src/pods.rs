@@ -6,6 +6,8 @@ mod ending;
 mod enroll;
 mod interface;
 mod older;
+mod wanted;
 
-pub use enroll::{PodState, Pods, Wanted};
+pub use enroll::{PodState, Pods};
 pub use older::OlderConnection;
+pub use wanted::Wanted;

@@ -19,7 +19,7 @@ use std::time::Duration;
 use culvert_common::{Decision, OriginalDst, Reason};
 
 pub use listeners::{PodListeners, open, open_at};
-pub use pod::{PodProxy, serve_pod};
+pub use pod::{Baggage, PodProxy, serve_pod};
 pub use shared::{Counters, ProxyConfig, Shared};
 
 use crate::identity::SpiffeId;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -54,6 +54,16 @@ enum Verb {
     Clean,
     /// Tell the ambient walkthrough on two nodes, step by step
     Demo(crate::demo::DemoArgs),
+    /// Check every byte of thousands of connections, both ways, and how they end
+    #[command(
+        after_help = "Example:\n  culvert-lab transfers --path direct --connections 1000 --seed 7\n\nExit status: 1 when anything was wrong."
+    )]
+    Transfers(crate::transfers::TransferArgs),
+    /// Change everything all the time under load, and judge every connection
+    #[command(
+        after_help = "Example:\n  culvert-lab soak --minutes 1 --seed 7\n\nExit status: 1 when anything was wrong."
+    )]
+    Soak(crate::soak::SoakArgs),
     #[command(hide = true)]
     Pod { config: String },
     #[command(hide = true)]
@@ -108,13 +118,27 @@ pub fn run(cli: Cli) -> Result<bool> {
     for id in lab::remove_dead_labs() {
         eprintln!("removed what a dead lab left behind: {id}");
     }
-    match cli.command {
+    let result = obey(cli.command);
+    while INTERRUPTED.load(Ordering::Acquire) {
+        // What failed did so because its lab was taken away. The signals' thread ends the process.
+        std::thread::park();
+    }
+    result
+}
+
+fn obey(verb: Verb) -> Result<bool> {
+    match verb {
         Verb::Run(args) => run_all(&args),
         Verb::Up(args) => up(&args).map(|()| true),
         Verb::Exec { lab, pod, command } => exec(&lab, &pod, &command),
         Verb::List => list().map(|()| true),
         Verb::Down { lab, all } => down(lab, all).map(|()| true),
         Verb::Demo(args) => crate::demo::run(&args, culvert_binary(args.culvert.as_deref())?).map(|()| true),
+        Verb::Soak(args) => crate::soak::run(&args, culvert_binary(args.culvert.as_deref())?),
+        Verb::Transfers(args) => {
+            let culvert = args.needs_agents().then(|| culvert_binary(args.culvert.as_deref())).transpose()?;
+            crate::transfers::run(&args, culvert)
+        }
         Verb::Clean | Verb::Pod { .. } | Verb::Supervise { .. } => Ok(true),
     }
 }
@@ -131,6 +155,9 @@ fn culvert_binary(named: Option<&Path>) -> Result<PathBuf> {
 /// Ids of this process's labs, for the signal handler.
 static OWN_LABS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// Whether a signal has ended the run.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 /// Ctrl-C and SIGTERM end the labs of this process before the process.
 fn stop_on_signals() -> Result<()> {
     use nix::sys::signal::{SigSet, Signal};
@@ -141,6 +168,7 @@ fn stop_on_signals() -> Result<()> {
     signals.thread_block()?;
     std::thread::spawn(move || {
         if signals.wait().is_ok() {
+            INTERRUPTED.store(true, Ordering::Release);
             eprintln!("interrupted: removing the lab");
             for id in OWN_LABS.lock().unwrap_or_else(|e| e.into_inner()).iter() {
                 if let Err(error) = lab::remove_lab(id) {

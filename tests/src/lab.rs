@@ -399,6 +399,24 @@ impl Lab {
         self.nodes.iter().filter_map(|n| n.agent.as_ref()).flat_map(Agent::new_flows).collect()
     }
 
+    /// Process id of a node's agent.
+    ///
+    /// # Errors
+    ///
+    /// When none runs there.
+    pub fn agent_pid(&self, node: &str) -> Result<u32> {
+        Ok(self.agent(node)?.pid())
+    }
+
+    /// The metrics of all agents that run, by series.
+    ///
+    /// # Errors
+    ///
+    /// When one does not answer.
+    pub fn metrics(&self) -> Result<Vec<BTreeMap<String, u64>>> {
+        self.nodes.iter().filter_map(|n| n.agent.as_ref()).map(Agent::metrics).collect()
+    }
+
     /// The last lines of every agent's log.
     pub fn agent_logs(&self, lines: usize) -> String {
         let agents = self.nodes.iter().filter_map(|n| n.agent.as_ref());

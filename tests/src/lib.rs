@@ -2,11 +2,14 @@
 //!
 //! * [`scenario`]: the file format. [`runner`]: plays a scenario and explains what failed. [`expect`]: expectations.
 //! * [`lab`]: nodes, pods, agents, names, kube-proxy; [`objects`]: the API server.
+//! * [`transfers`]: thousands of connections whose every byte is checked.
+//! * [`soak`]: everything changes while everybody connects.
 //! * `pod_process`: the servers and the client in every pod. `net`, `sys`: namespaces and processes.
 #![deny(unsafe_code)]
 
 pub mod cli;
 pub mod demo;
+mod dice;
 pub mod expect;
 pub mod lab;
 pub mod net;
@@ -14,6 +17,8 @@ pub mod objects;
 mod pod_process;
 pub mod runner;
 pub mod scenario;
+pub mod soak;
 mod sys;
+pub mod transfers;
 
 pub use pod_process::Try;

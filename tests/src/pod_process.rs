@@ -23,6 +23,9 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::soak::pod as soak;
+use crate::transfers::pod as transfers;
+
 /// What a pod runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PodConfig {
@@ -65,12 +68,14 @@ pub struct Try {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Order {
     Probe(Ask),
     Accepted,
     LoadStart { id: String, ask: Ask, connections: u32, rate: f64, new_connection_each: bool },
     LoadStop { id: String },
+    Transfers(transfers::Task),
+    Soak(soak::Task),
 }
 
 #[derive(Default)]
@@ -85,6 +90,8 @@ struct LoadStats {
 struct State {
     accepted: Mutex<Vec<SocketAddr>>,
     loads: Mutex<HashMap<String, Arc<LoadStats>>>,
+    serving: transfers::Serving,
+    flows: soak::Flows,
 }
 
 /// Runs the process.
@@ -125,7 +132,7 @@ async fn serve(config: PodConfig) -> Result<()> {
     Ok(())
 }
 
-fn listen(port: u16) -> io::Result<TcpListener> {
+pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
     socket.set_only_v6(false)?;
@@ -138,6 +145,8 @@ fn listen(port: u16) -> io::Result<TcpListener> {
 
 async fn obey(order: Order, state: &Arc<State>) -> Value {
     match order {
+        Order::Soak(task) => soak::obey(task, &state.flows).await,
+        Order::Transfers(task) => transfers::obey(task, &state.serving).await,
         Order::Probe(ask) => {
             let mut tries = Vec::new();
             for _ in 0..ask.count.max(1) {
@@ -259,7 +268,7 @@ fn told(done: Result<io::Result<()>, tokio::time::error::Elapsed>) -> String {
     }
 }
 
-fn classify(error: &io::Error) -> String {
+pub(crate) fn classify(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "refused".to_owned(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {

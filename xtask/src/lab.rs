@@ -1,4 +1,4 @@
-//! `cargo xtask lab` and `cargo xtask demo`: build what is needed, then become culvert-lab.
+//! `cargo xtask lab`, `cargo xtask demo` and `cargo xtask soak`: build what is needed, then become culvert-lab.
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::{build, ebpf, exec, install};
 
 /// Verbs of culvert-lab that start agents; the others only need culvert-lab itself.
-const STARTS_AGENTS: [&str; 3] = ["demo", "run", "up"];
+const STARTS_AGENTS: [&str; 5] = ["demo", "run", "soak", "transfers", "up"];
 
 /// `culvert-lab ARGS`.
 pub(crate) fn lab(args: &[OsString]) -> Result<()> {
@@ -29,6 +29,15 @@ pub(crate) fn lab(args: &[OsString]) -> Result<()> {
 
 /// `culvert-lab demo ARGS`.
 pub(crate) fn demo(args: &[OsString]) -> Result<()> {
-    let args: Vec<OsString> = [OsString::from("demo")].into_iter().chain(args.iter().cloned()).collect();
+    verb("demo", args)
+}
+
+/// `culvert-lab soak ARGS`.
+pub(crate) fn soak(args: &[OsString]) -> Result<()> {
+    verb("soak", args)
+}
+
+fn verb(name: &str, args: &[OsString]) -> Result<()> {
+    let args: Vec<OsString> = [OsString::from(name)].into_iter().chain(args.iter().cloned()).collect();
     lab(&args)
 }

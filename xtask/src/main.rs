@@ -81,10 +81,17 @@ enum Verb {
         #[command(subcommand)]
         subject: bench::Subject,
     },
-    /// Play with a lab: run FILES… | up FILE | down [NAME] | exec … | list | clean
+    /// Play with a lab: run FILES… | up FILE | down [NAME] | exec … | transfers | list | clean
     #[command(disable_help_flag = true, after_help = "The arguments go to target/debug/culvert-lab.")]
     Lab {
         /// Arguments of culvert-lab; `--help` shows them all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Change policies, pods and agents all the time under load, and judge every connection [--minutes N] [--seed S]
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// Arguments of `culvert-lab soak`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -118,6 +125,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Lint => lint::run()?,
         Verb::Test { quick } => return test::run(quick),
         Verb::Lab { args } => lab::lab(&args)?,
+        Verb::Soak { args } => lab::soak(&args)?,
         Verb::Demo { args } => lab::demo(&args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -21,9 +21,10 @@ use super::diag::{Diag, Found};
 use super::discovery;
 use super::interface::node_end;
 use super::older::{self, Older, OlderConnection};
+use super::wanted::Wanted;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
-use crate::proxy::{self, PodListeners, PodProxy, Shared};
+use crate::proxy::{self, Baggage, PodListeners, PodProxy, Shared};
 
 /// How long a certificate may take before enrolment is put off.
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
@@ -33,21 +34,6 @@ const LEAVE_GRACE: Duration = Duration::from_millis(500);
 /// For the tasks of cancelled listeners to end.
 const RETURN_PAUSE: Duration = Duration::from_millis(5);
 
-/// A pod of this node that should be enrolled.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// metadata.uid.
-    pub uid: String,
-    /// `namespace/name`.
-    pub name: String,
-    /// Its addresses, one or both families.
-    pub addresses: Vec<IpAddr>,
-    /// Its identity.
-    pub identity: SpiffeId,
-    /// The `baggage` header of its tunnels.
-    pub baggage: String,
-}
-
 pub(super) struct Enrolled {
     pub(super) wanted: Wanted,
     pub(super) netns: Arc<OwnedFd>,
@@ -56,10 +42,21 @@ pub(super) struct Enrolled {
     written: Option<u32>,
     /// Why what it sends is not checked, or empty.
     unguarded: String,
+    baggage: Baggage,
     stop: CancellationToken,
     service: Service,
     /// What it had open before it joined; `None` until it joins, or when that cannot be known.
     pub(super) older: Option<Older>,
+}
+
+impl Enrolled {
+    /// Takes over what has changed of its labels. The pod must not leave for that: while it is out, anybody may reach it.
+    fn relabel(&mut self, wanted: &Wanted) {
+        if self.wanted.baggage != wanted.baggage {
+            self.wanted.baggage.clone_from(&wanted.baggage);
+            self.baggage.set(wanted.baggage.clone());
+        }
+    }
 }
 
 /// The proxy of a pod.
@@ -152,7 +149,7 @@ impl Pods {
         let gone: Vec<String> = self
             .enrolled
             .iter()
-            .filter(|(uid, e)| wanted.get(*uid) != Some(&e.wanted))
+            .filter(|(uid, e)| !wanted.get(*uid).is_some_and(|wanted| wanted.is_as_enrolled(&e.wanted)))
             .map(|(u, _)| u.clone())
             .collect();
         for uid in gone {
@@ -178,7 +175,8 @@ impl Pods {
     pub async fn prepare(&mut self, wanted: &HashMap<String, Wanted>) {
         self.pending.retain(|uid, _| wanted.contains_key(uid) && !self.enrolled.contains_key(uid));
         for (uid, pod) in wanted {
-            if self.enrolled.contains_key(uid) {
+            if let Some(enrolled) = self.enrolled.get_mut(uid) {
+                enrolled.relabel(pod);
                 continue;
             }
             match self.open(pod).await {
@@ -216,13 +214,14 @@ impl Pods {
         }
         let netns: Arc<OwnedFd> = Arc::new(netns.into());
         let stop = CancellationToken::new();
+        let baggage = Baggage::from(pod.baggage.clone());
         let proxy = PodProxy {
             netns: netns.clone(),
             netns_cookie: cookie,
             identity: pod.identity.clone(),
             ips: pod.addresses.clone(),
             name: pod.name.clone(),
-            baggage: pod.baggage.clone(),
+            baggage: baggage.clone(),
         };
         let service = Service::Waiting(Box::new((proxy, listeners)));
         let unguarded = self.guard(pod, &netns, cookie);
@@ -232,6 +231,7 @@ impl Pods {
             cookie,
             written: None,
             unguarded,
+            baggage,
             stop,
             service,
             older: None,

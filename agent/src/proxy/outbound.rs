@@ -163,8 +163,9 @@ fn request(pod: &Pod, flow: &TunnelFlow) -> http::Result<Request<()>> {
         .uri(authority(flow.target))
         .header(FORWARDED, forwarded(flow.client, host.as_deref()))
         .header("traceparent", trace);
-    if !pod.info.baggage.is_empty()
-        && let Ok(baggage) = HeaderValue::from_str(&pod.info.baggage)
+    let baggage = pod.info.baggage.get();
+    if !baggage.is_empty()
+        && let Ok(baggage) = HeaderValue::from_str(&baggage)
     {
         request = request.header("baggage", baggage);
     }

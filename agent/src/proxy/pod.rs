@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -26,8 +26,31 @@ pub struct PodProxy {
     pub ips: Vec<IpAddr>,
     /// `namespace/name`, for logs.
     pub name: String,
-    /// Value of the `baggage` header of its tunnels; none is sent when empty.
-    pub baggage: String,
+    /// What its tunnels tell of it.
+    pub baggage: Baggage,
+}
+
+/// Value of the `baggage` header of a pod's tunnels; none is sent when empty. It follows from labels, which may change while
+/// the pod is served: clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Baggage(Arc<RwLock<String>>);
+
+impl Baggage {
+    /// The value now.
+    pub fn get(&self) -> String {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tunnels that are opened from now on have this one.
+    pub fn set(&self, value: String) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+}
+
+impl From<String> for Baggage {
+    fn from(value: String) -> Self {
+        Self(Arc::new(RwLock::new(value)))
+    }
 }
 
 impl PodProxy {

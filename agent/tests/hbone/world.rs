@@ -183,7 +183,7 @@ impl World {
                 identity: id(account),
                 ips: vec![ip],
                 name: format!("test/{account}"),
-                baggage: "k8s.namespace.name=test".to_owned(),
+                baggage: "k8s.namespace.name=test".to_owned().into(),
             };
             tasks.push(serve_pod(pod.clone(), listeners, shared.clone(), stop.clone()).unwrap());
             (shared, outbound, inbound, pod)

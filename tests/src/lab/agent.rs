@@ -1,5 +1,6 @@
 //! A node's agent: its process, its socket, its flow records.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -160,6 +161,20 @@ impl Agent {
             self.seen.store(last.seq, Ordering::Relaxed);
         }
         records
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.lock().unwrap_or_else(|e| e.into_inner()).id()
+    }
+
+    /// Series and values of `/metrics`.
+    pub(super) fn metrics(&self) -> Result<BTreeMap<String, u64>> {
+        let (status, text) =
+            self.get("/metrics").with_context(|| format!("metrics of the agent of {}", self.node))?;
+        anyhow::ensure!(status == 200, "the agent of {} answers {status} to /metrics", self.node);
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let series = lines.filter_map(|line| line.rsplit_once(' '));
+        Ok(series.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
     }
 
     fn get(&self, path: &str) -> Result<(u16, String)> {
