@@ -110,6 +110,8 @@ numbered! {
         OwnPod = 18 => "connection inside the pod",
         /// A CUSTOM policy matched: only a waypoint can ask its provider. Closed.
         NoAuthorizer = 19 => "policy asks an external authorizer, which L4 cannot",
+        /// A program of somebody else, later on the same hook, gave the socket another destination.
+        Diverted = 20 => "another BPF program changed the destination after the decision",
     }
 }
 
@@ -136,6 +138,8 @@ numbered! {
         RefusedBind = 8 => "refused_bind",
         /// Packets of enrolled pods that bore an address not their own.
         Spoofed = 9 => "spoofed",
+        /// Connections that another program led elsewhere after Culvert's decision.
+        Diverted = 10 => "diverted",
     }
 }
 
