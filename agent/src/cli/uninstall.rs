@@ -32,7 +32,7 @@ pub(super) fn run(args: &UninstallArgs) -> Result<()> {
     let _lock = if state.exists() { Some(claim::instance(&state)?) } else { None };
     let mut out = io::stdout().lock();
     for path in found {
-        let what = if *path == pins { "programs, links and maps" } else { "state" };
+        let what = if *path == pins { "programs, links, filters and maps" } else { "state" };
         if args.dry_run {
             writeln!(out, "would remove {what}: {}", path.display())?;
             continue;
@@ -50,5 +50,9 @@ pub(super) fn run(args: &UninstallArgs) -> Result<()> {
 }
 
 fn remove(path: &Path, pins: bool) -> io::Result<()> {
-    if pins { bpf::remove_pins(path) } else { std::fs::remove_dir_all(path) }
+    if pins {
+        bpf::remove_filters(path).and_then(|_| bpf::remove_pins(path))
+    } else {
+        std::fs::remove_dir_all(path)
+    }
 }

@@ -328,6 +328,9 @@ impl Pods {
 fn enforce_one(kernel: &Kernel, pod: &Enrolled, identity: u32, first: bool) -> Result<(), String> {
     if first {
         kernel.attach_pod(pod.cookie, pod.netns.as_fd()).map_err(|e| e.to_string())?;
+        for other in kernel.neighbours_of(pod.cookie) {
+            other.tell();
+        }
     }
     let family = |v4: bool| {
         let address = pod.wanted.addresses.iter().find(|a| a.is_ipv4() == v4);
