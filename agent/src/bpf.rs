@@ -22,7 +22,7 @@ mod sync;
 mod trial;
 
 pub use events::EventStream;
-pub(crate) use guard::remove_filters;
+pub(crate) use guard::{count_filters, remove_filters};
 pub(crate) use load::remove_pins;
 pub use load::{Kernel, KernelConfig, KernelError};
 pub use maps::Maps;

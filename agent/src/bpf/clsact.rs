@@ -98,6 +98,15 @@ pub(super) fn sweep(instance: &str, keep: impl Fn(u32) -> bool) -> io::Result<us
     Ok(removed)
 }
 
+/// How many interfaces of this network namespace have a filter of the instance.
+pub(super) fn count(instance: &str) -> io::Result<usize> {
+    let mut count = 0;
+    for index in interfaces()? {
+        count += usize::from(filters(index)?.iter().any(|filter| filter.name == name(instance)));
+    }
+    Ok(count)
+}
+
 /// The BPF filters of an interface, in the order in which they run.
 pub(super) fn filters(index: u32) -> io::Result<Vec<Filter>> {
     let question = message(header(index, INGRESS, 0, 0), "", None);

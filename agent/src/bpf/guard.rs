@@ -120,9 +120,14 @@ impl Kernel {
     }
 }
 
+/// How many interfaces of the calling thread's network namespace have an instance's filter.
+pub(crate) fn count_filters(instance: &str) -> io::Result<usize> {
+    clsact::count(instance)
+}
+
 /// Takes an instance's filters off the interfaces of the calling thread's network namespace; returns how many there were.
-pub(crate) fn remove_filters(pins: &Path) -> io::Result<usize> {
-    clsact::sweep(instance_of(pins), |_| false)
+pub(crate) fn remove_filters(instance: &str) -> io::Result<usize> {
+    clsact::sweep(instance, |_| false)
 }
 
 /// An instance is called as the directory of its pins is.
