@@ -157,12 +157,13 @@ pub(super) fn has_tcx() -> bool {
     !matches!(programs_at(1, AttachType::TcxIngress, false), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// Whether the kernel has cgroup links and can replace the program behind one (Linux 5.7): it looks at the descriptors then.
+/// Whether the kernel has cgroup links and can replace the program behind one (Linux 5.7): it looks at the descriptors then, where
+/// others know no such command.
 pub(super) fn has_link_update() -> bool {
     let mut words = [0; 32];
     words[0] = u32::MAX;
     words[1] = u32::MAX;
-    matches!(bpf(BPF_LINK_UPDATE, words), Err(error) if error.raw_os_error() == Some(libc::EBADF))
+    !matches!(bpf(BPF_LINK_UPDATE, words), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }
 
 fn with_path<T>(path: &Path, f: impl FnOnce([u32; 32]) -> io::Result<T>) -> io::Result<T> {
