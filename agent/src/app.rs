@@ -2,6 +2,7 @@
 
 mod explain;
 mod mesh;
+mod neighbours;
 mod route;
 mod view;
 
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::bpf::{EventStream, Kernel, KernelConfig, PIN_ROOT};
+use crate::bpf::{self, EventStream, Kernel, KernelConfig, PIN_ROOT};
 use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
 use crate::control::{Update, manifests};
@@ -84,7 +85,12 @@ async fn start(args: AgentArgs) -> Result<()> {
     );
     let _claim = Claim::take(&state_dir, &cgroup_root)?;
     let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
-    let kernel = Arc::new(load_kernel(&args, &cgroup_root)?);
+    let kernel = match load_kernel(&args, &cgroup_root) {
+        Ok(kernel) => Arc::new(kernel),
+        // What the kernel lacks explains more than what it refused because of that.
+        Err(error) => return Err(bpf::lacking().map_or(error, |lacking| anyhow::anyhow!(lacking))),
+    };
+    neighbours::report(&kernel);
     let lost = kernel.maps.forget_handovers().context("tidying up after an earlier agent")?;
     if lost > 0 {
         tracing::info!(lost, "tunnels that an earlier agent was about to take are forgotten");
@@ -123,7 +129,7 @@ async fn start(args: AgentArgs) -> Result<()> {
             proxy.clone(),
             cgroup_root,
             &state_dir,
-            args.source_guard == SourceGuard::Enforce,
+            args.source_guard != SourceGuard::Off,
         )
         .with_context(|| format!("writing below {}", state_dir.display()))?,
         end_older: args.end_older_connections.map(Duration::from_secs),
@@ -186,6 +192,7 @@ fn load_kernel(args: &AgentArgs, cgroup_root: &Path) -> Result<Kernel> {
         host_netns: sys::own_netns_cookie().context("reading the node's netns cookie (Linux 5.14)")?,
         agent_cgroup,
         same_node_tunnel: args.same_node == SameNode::Tunnel,
+        clsact_guard: args.source_guard == SourceGuard::Clsact,
     };
     Ok(Kernel::load(&config)?)
 }

@@ -7,17 +7,26 @@
 /// Pins of all instances.
 pub(crate) const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
+mod clsact;
 mod events;
+mod features;
+mod guard;
 mod link;
 mod load;
 mod maps;
+mod neighbours;
+mod owners;
+mod probe;
 mod scratch;
 mod sync;
 mod trial;
 
 pub use events::EventStream;
+pub(crate) use guard::{count_filters, remove_filters};
 pub(crate) use load::remove_pins;
 pub use load::{Kernel, KernelConfig, KernelError};
 pub use maps::Maps;
+pub use neighbours::Neighbour;
+pub use probe::lacking;
 pub use scratch::Scratch;
 pub use sync::SyncStats;

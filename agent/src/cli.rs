@@ -105,7 +105,8 @@ pub struct AgentArgs {
     /// How pods of this node reach each other: `direct` in the kernel, or `tunnel` to encrypt every byte
     #[arg(long, value_enum, default_value_t = SameNode::Direct)]
     pub same_node: SameNode,
-    /// Whether packets that leave an enrolled pod under an address not its own are dropped (Linux 6.6): `enforce` or `off`
+    /// Whether packets that leave an enrolled pod under an address not its own are dropped: `enforce` (by a tcx link, or by a tc
+    /// filter where the kernel has none), `clsact` (by a tc filter in any case) or `off`
     #[arg(long, value_enum, default_value_t = SourceGuard::Enforce)]
     pub source_guard: SourceGuard,
     /// Lifetime of workload certificates, in seconds; renewed at half of it
@@ -139,8 +140,10 @@ pub enum SameNode {
 /// Packets under foreign addresses.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SourceGuard {
-    /// Dropped and counted.
+    /// Dropped and counted, by a tcx link (Linux 6.6) or else as `clsact`.
     Enforce,
+    /// Dropped and counted, by a tc filter at the clsact qdisc.
+    Clsact,
     /// Not looked at.
     Off,
 }

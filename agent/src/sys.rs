@@ -1,5 +1,8 @@
 //! System calls that need care: everything that enters a network namespace.
 
+pub mod netfilter;
+pub mod rtnetlink;
+
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 
-use culvert::bpf::{Kernel, Scratch};
+use culvert::bpf::{Kernel, Scratch, lacking};
 use culvert_common::{ABI_VERSION, Config};
 
 #[test]
@@ -48,6 +48,13 @@ fn programs_of_another_layout_stay_until_the_new_ones_enforce() {
     assert!(second.retire_predecessor().expect("they can be removed"));
     assert!(!aside.exists());
     assert!(!second.retire_predecessor().expect("nothing is left"));
+}
+
+#[test]
+fn a_kernel_that_loads_the_programs_lacks_nothing() {
+    let scratch = Scratch::new("lacking").expect("a cgroup and a bpffs");
+    Kernel::load(&scratch.config()).expect("load");
+    assert_eq!(lacking(), None);
 }
 
 /// What the verifier walked of each program stays within tests/verifier-budget.txt: a program that grows does so on

@@ -118,6 +118,8 @@ numbered! {
         Waypoint = 21 => "goes to the waypoint, which decides",
         /// The destination has a waypoint that cannot be reached. Closed.
         NoWaypoint = 22 => "waypoint has no ready endpoint",
+        /// A program of somebody else, later on the same hook, gave the socket another destination.
+        Diverted = 23 => "another BPF program changed the destination after the decision",
     }
 }
 
@@ -146,6 +148,8 @@ numbered! {
         Spoofed = 9 => "spoofed",
         /// Multipath TCP sockets that apps of enrolled pods wanted.
         RefusedMultipath = 10 => "refused_multipath",
+        /// Connections that another program led elsewhere after Culvert's decision.
+        Diverted = 11 => "diverted",
     }
 }
 

@@ -234,6 +234,12 @@ pub fn ops_state_change(ctx: &SockOpsContext) -> (u32, u32) {
     (load!(ctx.ops, __bindgen_anon_1.args[0]), load!(ctx.ops, __bindgen_anon_1.args[1]))
 }
 
+/// The callbacks that programs have asked for on this socket: one set of flags for all of them.
+#[inline(always)]
+pub fn ops_callbacks(ctx: &SockOpsContext) -> u32 {
+    load!(ctx.ops, bpf_sock_ops_cb_flags)
+}
+
 /// Bytes acknowledged by the peer and bytes received.
 #[inline(always)]
 pub fn ops_bytes(ctx: &SockOpsContext) -> (u64, u64) {

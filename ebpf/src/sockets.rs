@@ -1,8 +1,8 @@
 //! sockops: the moments of a socket's life that matter to the mesh.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::programs::SockOpsContext;
 use culvert_common::*;
@@ -18,6 +18,7 @@ const REPLACE: u64 = 0; // BPF_ANY
 pub fn on_event(ctx: &SockOpsContext) {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => on_established(ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => on_accept(ctx),
         BPF_SOCK_OPS_STATE_CB => on_state(ctx),
         _ => {}
@@ -31,6 +32,9 @@ fn on_connect(ctx: &SockOpsContext) {
     let state = *state;
     let (local, remote) = ctx::ops_ends(ctx);
     let netns = ctx::netns_cookie(ctx);
+    if is_diverted(&state, remote) {
+        return diverted(ctx, &state, netns, Tuple::new(local, remote));
+    }
     let written = match state.kind {
         k if k == SocketKind::Direct as u32
             || k == SocketKind::Host as u32
@@ -50,8 +54,49 @@ fn on_connect(ctx: &SockOpsContext) {
         count(Counter::MapFull); // without the entry the other end refuses: closed
     }
     // Without the callback an entry of a connection that never opens would stay until its tuple is used again.
-    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    watch(ctx);
     opened(&state, netns, Tuple::new(local, remote));
+}
+
+/// Whether a program that ran after Culvert's at connect() has led the socket elsewhere. What Culvert let out of the mesh
+/// others may translate as they do without it.
+#[inline(always)]
+fn is_diverted(state: &SocketState, remote: Endpoint) -> bool {
+    match state.kind {
+        k if k == SocketKind::Direct as u32 || k == SocketKind::Own as u32 => remote != state.target,
+        k if k == SocketKind::Tunnel as u32 => remote.port() != OUTBOUND_PORT || !remote.ip().is_loopback(),
+        _ => false,
+    }
+}
+
+/// No hook of Culvert's can stop the socket any more. Nothing vouches for it: where it goes it is a stranger.
+#[inline(always)]
+fn diverted(ctx: &SockOpsContext, state: &SocketState, netns: u64, tuple: Tuple) {
+    count(Counter::Diverted);
+    let mut event = flow(state, netns, tuple, Path::Passthrough, Hook::Sockops);
+    event.reason = Reason::Diverted as u32;
+    event.policy = 0;
+    emit(event);
+    if let Some(state) = ctx::ops_state(ctx) {
+        state.kind = SocketKind::None as u32;
+    }
+}
+
+/// Asks for the callback at the socket's end. All sockops programs share the flags of a socket: what others asked for stays.
+#[inline(always)]
+fn watch(ctx: &SockOpsContext) {
+    let flags = ctx::ops_callbacks(ctx);
+    if flags & BPF_SOCK_OPS_STATE_CB_FLAG == 0 {
+        let _ = ctx.set_cb_flags((flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+    }
+}
+
+/// Another program may have replaced the flags since connect().
+#[inline(always)]
+fn on_established(ctx: &SockOpsContext) {
+    if ctx::ops_state(ctx).is_some_and(|state| state.kind != SocketKind::None as u32) {
+        watch(ctx);
+    }
 }
 
 #[inline(always)]
@@ -130,7 +175,7 @@ fn note_inbound(ctx: &SockOpsContext, tuple: Tuple, netns: u64, identity: u32) {
     if CONNECTIONS.insert(tuple, connection, REPLACE).is_err() {
         count(Counter::MapFull);
     }
-    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    watch(ctx);
 }
 
 #[inline(always)]

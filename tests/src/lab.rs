@@ -40,6 +40,8 @@ pub struct Options {
     pub culvert: Option<PathBuf>,
     /// The lab's id; random when empty.
     pub id: String,
+    /// The `culvert-lab` binary, which the pods run; `None`: the running program is it.
+    pub lab: Option<PathBuf>,
 }
 
 /// What runs in a pod, and where.
@@ -154,6 +156,11 @@ impl Lab {
     /// Network namespace of a node.
     pub fn node_netns(&self, node: &str) -> Result<String> {
         Ok(self.node(node)?.netns.clone())
+    }
+
+    /// The cgroup that its agent decides for.
+    pub fn node_cgroup(&self, node: &str) -> PathBuf {
+        self.cgroup.join(node)
     }
 
     /// Pods by `namespace/name`.

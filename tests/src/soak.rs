@@ -87,6 +87,7 @@ fn build(culvert: PathBuf) -> Result<Lab> {
         agent_args: vec!["--drain=1".to_owned(), "--log=info,access=off".to_owned()],
         culvert: Some(culvert),
         id: crate::cli::new_id(),
+        ..Options::default()
     };
     let placement = |pod: &state::Pod| Placement {
         node: pod.node.to_owned(),

@@ -109,6 +109,7 @@ fn build(args: &TransferArgs, culvert: Option<PathBuf>) -> Result<Lab> {
         agent_args: args.agent_arg.clone(),
         culvert,
         id: crate::cli::new_id(),
+        ..Options::default()
     };
     let mut lab = Lab::new(options, BTreeMap::new())?;
     let ports: Vec<_> = (FIRST_PORT..FIRST_PORT + args.parallel)

@@ -1,7 +1,12 @@
 //! `cargo xtask check`: what this machine and kernel offer and lack, a line each.
 
+// The agent's own tables: what it needs of the kernel, and whose programs are whose.
+#[path = "../../agent/src/bpf/features.rs"]
+mod features;
 mod kernel;
 mod neighbours;
+#[path = "../../agent/src/bpf/owners.rs"]
+mod owners;
 mod system;
 mod tools;
 
@@ -55,7 +60,7 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<8} {:<22} {}", self.level, self.what, self.detail)?;
+        write!(f, "{:<8} {:<40} {}", self.level, self.what, self.detail)?;
         if !self.remedy.is_empty() {
             write!(f, "; remedy: {}", self.remedy)?;
         }

@@ -1,4 +1,5 @@
-//! `cargo xtask build-ebpf`: the kernel side, compiled to target/bpf/culvert.o.
+//! `cargo xtask build-ebpf`: the kernel side, compiled to target/bpf/culvert.o, and beside it others.o: the programs that
+//! tests attach in the place of somebody else's.
 
 use std::fmt;
 use std::fs;
@@ -37,12 +38,18 @@ pub(crate) fn build(forced: Option<Kind>) -> Result<Object> {
         Kind::Nightly => "building the BPF object with nightly (its LLVM may be newer than bpf-linker's)",
     };
     exec::run("build-ebpf", &mut cargo(toolchain, "build")?, Show::Nothing)?.ok(what)?;
-    let built = toolchain::build_dir().join(toolchain::TARGET).join("release/culvert");
-    let path = machine::root().join("target/bpf/culvert.o");
-    let mut bytes = fs::read(&built).with_context(|| format!("cargo built no {}", built.display()))?;
+    let folder = machine::root().join("target/bpf");
+    replace_if_different(&folder.join("others.o"), &built("others")?)?;
+    let path = folder.join("culvert.o");
+    let mut bytes = built("culvert")?;
     btf::name_text_type(&mut bytes)?;
     let changed = replace_if_different(&path, &bytes)?;
     Ok(Object { path, bytes: bytes.len(), changed, toolchain })
+}
+
+fn built(name: &str) -> Result<Vec<u8>> {
+    let path = toolchain::build_dir().join(toolchain::TARGET).join("release").join(name);
+    fs::read(&path).with_context(|| format!("cargo built no {}", path.display()))
 }
 
 /// Checks the BPF crate, warnings being errors.

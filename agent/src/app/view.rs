@@ -120,6 +120,7 @@ impl View for Published {
             "programs": verifier,
             "policy_rows": snapshot.compiled.rows.len(),
             "source_blocks": snapshot.compiled.sources.len(),
+            "neighbours": super::neighbours::all(&self.kernel),
         });
         format!("{dump:#}\n")
     }

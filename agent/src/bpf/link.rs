@@ -14,12 +14,18 @@ use nix::libc;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttachType {
+    PacketIngress = 0,
+    PacketEgress = 1,
     SockCreate = 2,
     SockOps = 3,
     Bind4 = 8,
     Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
+    SendMsg4 = 14,
+    SendMsg6 = 15,
+    RecvMsg4 = 19,
+    RecvMsg6 = 20,
     GetPeerName4 = 29,
     GetPeerName6 = 30,
     SkLookup = 36,
@@ -28,8 +34,14 @@ pub(super) enum AttachType {
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+/// Before all that are there (`BPF_F_BEFORE` without a relative).
+const FIRST: u32 = 1 << 3;
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+/// Programs that one hook may have (`BPF_CGROUP_MAX_PROGS`, `BPF_MPROG_MAX`).
+const MOST_PROGRAMS: usize = 64;
 
 /// The head of `union bpf_attr` as the four commands use it, zeroed behind.
 #[repr(C, align(8))]
@@ -53,16 +65,22 @@ impl PinnedLink {
         target: BorrowedFd<'_>,
         kind: AttachType,
     ) -> io::Result<Self> {
-        Self::attach_to(path, program, target.as_raw_fd() as u32, kind)
+        Self::attach_to(path, program, target.as_raw_fd() as u32, kind, 0)
     }
 
-    /// Attaches `program` to what arrives by the interface with this index (tcx, Linux 6.6), else as
-    /// [`PinnedLink::attach`].
+    /// Attaches `program` to what arrives by the interface with this index (tcx, Linux 6.6), before the programs that are there:
+    /// a program may have the last word on a packet, and those behind it never see it. Else as [`PinnedLink::attach`].
     pub(super) fn attach_interface(path: &Path, program: BorrowedFd<'_>, index: u32) -> io::Result<Self> {
-        Self::attach_to(path, program, index, AttachType::TcxIngress)
+        Self::attach_to(path, program, index, AttachType::TcxIngress, FIRST)
     }
 
-    fn attach_to(path: &Path, program: BorrowedFd<'_>, target: u32, kind: AttachType) -> io::Result<Self> {
+    fn attach_to(
+        path: &Path,
+        program: BorrowedFd<'_>,
+        target: u32,
+        kind: AttachType,
+        place: u32,
+    ) -> io::Result<Self> {
         if let Some(fd) = get(path)? {
             match update(fd.as_fd(), program) {
                 Ok(()) => return Ok(Self { path: path.to_owned(), _fd: fd }),
@@ -71,7 +89,7 @@ impl PinnedLink {
                 Err(error) => return Err(error),
             }
         }
-        let fd = create(program, target, kind)?;
+        let fd = create(program, target, kind, place)?;
         pin(fd.as_fd(), path)?;
         Ok(Self { path: path.to_owned(), _fd: fd })
     }
@@ -86,11 +104,12 @@ impl PinnedLink {
 }
 
 /// `target`: a descriptor, or the index of an interface.
-fn create(program: BorrowedFd<'_>, target: u32, kind: AttachType) -> io::Result<OwnedFd> {
+fn create(program: BorrowedFd<'_>, target: u32, kind: AttachType, place: u32) -> io::Result<OwnedFd> {
     let mut words = [0; 32];
     words[0] = program.as_raw_fd() as u32;
     words[1] = target;
     words[2] = kind as u32;
+    words[3] = place;
     bpf(BPF_LINK_CREATE, words).map(own)
 }
 
@@ -116,6 +135,38 @@ fn get(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// The ids of the programs that run at a hook of `target`: of a cgroup with those of its ancestors when `effective`, of a network
+/// namespace, or of an interface by its index; in the order in which they run (Linux 4.15, sk_lookup 5.9, tcx 6.6).
+pub(super) fn programs_at(target: u32, kind: AttachType, effective: bool) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MOST_PROGRAMS];
+    let address = ids.as_mut_ptr() as u64;
+    let mut words = [0; 32];
+    words[0] = target;
+    words[1] = kind as u32;
+    words[2] = if effective { BPF_F_QUERY_EFFECTIVE } else { 0 };
+    words[4] = address as u32;
+    words[5] = (address >> 32) as u32;
+    words[6] = MOST_PROGRAMS as u32;
+    let mut attr = Attr { words };
+    call(BPF_PROG_QUERY, &mut attr)?;
+    let count = (attr.words[6] as usize).min(MOST_PROGRAMS);
+    Ok(ids.iter().take(count).copied().collect())
+}
+
+/// Whether the kernel has tcx links (Linux 6.6); index 1 is `lo`, in every network namespace.
+pub(super) fn has_tcx() -> bool {
+    !matches!(programs_at(1, AttachType::TcxIngress, false), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
+}
+
+/// Whether the kernel has cgroup links and can replace the program behind one (Linux 5.7): it looks at the descriptors then, where
+/// others know no such command.
+pub(super) fn has_link_update() -> bool {
+    let mut words = [0; 32];
+    words[0] = u32::MAX;
+    words[1] = u32::MAX;
+    !matches!(bpf(BPF_LINK_UPDATE, words), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
+}
+
 fn with_path<T>(path: &Path, f: impl FnOnce([u32; 32]) -> io::Result<T>) -> io::Result<T> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let address = path.as_ptr() as u64;
@@ -126,9 +177,12 @@ fn with_path<T>(path: &Path, f: impl FnOnce([u32; 32]) -> io::Result<T>) -> io::
 }
 
 fn bpf(command: libc::c_long, words: [u32; 32]) -> io::Result<libc::c_int> {
-    let attr = Attr { words };
-    // SAFETY: attr is a zero-extended bpf_attr of the stated size; descriptors and the path outlive the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<Attr>()) };
+    call(command, &mut Attr { words })
+}
+
+fn call(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_int> {
+    // SAFETY: attr is a zero-extended bpf_attr of the stated size; descriptors, the path and the ids outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }
 

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use aya::maps::{Array, MapData, MapError};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use culvert_common::{ABI_VERSION, Config, Guard, flags};
+use culvert_common::{ABI_VERSION, Config, flags};
 
+use super::guard::{GUARD, Guarded, Hook, instance_of};
 use super::link::{AttachType, PinnedLink};
 use super::maps::{MAP_NAMES, Maps};
 
@@ -30,6 +31,8 @@ pub struct KernelConfig {
     pub agent_cgroup: u64,
     /// Same-node traffic through HBONE too.
     pub same_node_tunnel: bool,
+    /// The source guard by a filter at clsact even where the kernel has tcx links.
+    pub clsact_guard: bool,
 }
 
 /// Why the kernel side could not be brought up.
@@ -81,11 +84,19 @@ pub enum KernelError {
 pub struct Kernel {
     pub(super) programs: Mutex<Ebpf>,
     pins: PathBuf,
+    pub(super) cgroup: PathBuf,
     /// Typed handles of the maps.
     pub maps: Maps,
-    pods: Mutex<HashMap<u64, PinnedLink>>,
-    guards: Mutex<HashMap<u64, (PinnedLink, u32)>>,
+    pub(super) pods: Mutex<HashMap<u64, Admitting>>,
+    pub(super) guards: Mutex<HashMap<u64, Guarded>>,
+    pub(super) guard_hook: Hook,
     _node_links: Vec<PinnedLink>,
+}
+
+/// The destination's verdict in a pod's network namespace.
+pub(super) struct Admitting {
+    link: PinnedLink,
+    pub(super) netns: OwnedFd,
 }
 
 /// Program, where it attaches, and the name of its pin.
@@ -101,7 +112,6 @@ const NODE_PROGRAMS: [(&str, AttachType, &str); 8] = [
     ("culvert_connect6", AttachType::Connect6, "connect6"),
 ];
 pub(super) const ADMIT: &str = "culvert_admit";
-const GUARD: &str = "culvert_guard";
 
 impl Kernel {
     /// Loads the programs, adopting pinned maps of the same ABI version, and attaches the node's hooks.
@@ -147,9 +157,11 @@ impl Kernel {
         Ok(Self {
             programs: Mutex::new(programs),
             pins: config.pins.clone(),
+            cgroup: config.cgroup.clone(),
             maps,
             pods: Mutex::new(HashMap::new()),
             guards: Mutex::new(HashMap::new()),
+            guard_hook: Hook::choose(config.clsact_guard),
             _node_links: node_links,
         })
     }
@@ -175,16 +187,17 @@ impl Kernel {
     ///
     /// [`KernelError::Attach`] with what the kernel said.
     pub fn attach_pod(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Attach {
+            name: ADMIT,
+            target: format!("network namespace {cookie}"),
+            source,
+        };
         let programs = lock(&self.programs);
         let path = self.pod_pin(cookie);
-        let link = PinnedLink::attach(&path, fd(&programs, ADMIT)?, netns, AttachType::SkLookup).map_err(
-            |source| KernelError::Attach {
-                name: ADMIT,
-                target: format!("network namespace {cookie}"),
-                source,
-            },
-        )?;
-        lock(&self.pods).insert(cookie, link);
+        let link = PinnedLink::attach(&path, fd(&programs, ADMIT)?, netns, AttachType::SkLookup);
+        let link = link.map_err(failed)?;
+        let netns = netns.try_clone_to_owned().map_err(failed)?;
+        lock(&self.pods).insert(cookie, Admitting { link, netns });
         Ok(())
     }
 
@@ -196,67 +209,29 @@ impl Kernel {
     pub fn detach_pod(&self, cookie: u64) -> Result<(), KernelError> {
         let path = self.pod_pin(cookie);
         match lock(&self.pods).remove(&cookie) {
-            Some(link) => link.detach().map_err(|source| KernelError::Path { path, source }),
+            Some(pod) => pod.link.detach().map_err(|source| KernelError::Path { path, source }),
             None => Ok(()),
         }
     }
 
-    /// From now on what arrives by the node's interface `index`, the other end of a pod's, must bear an address of `guard`.
-    ///
-    /// # Errors
-    ///
-    /// [`KernelError`] with what the kernel said; before Linux 6.6 it does not know such links.
-    pub fn guard_pod(&self, cookie: u64, index: u32, guard: Guard) -> Result<(), KernelError> {
-        let attach =
-            |source| KernelError::Attach { name: GUARD, target: format!("interface {index}"), source };
-        // A program without the entry drops everything: the entry comes first.
-        self.maps.put_guard(index, guard).map_err(attach)?;
-        let programs = lock(&self.programs);
-        let path = self.guard_pin(cookie);
-        let link = PinnedLink::attach_interface(&path, fd(&programs, GUARD)?, index).map_err(attach)?;
-        lock(&self.guards).insert(cookie, (link, index));
-        Ok(())
-    }
-
-    /// Takes the guard off a pod's interface.
-    ///
-    /// # Errors
-    ///
-    /// When the pin or the entry cannot be removed.
-    pub fn unguard_pod(&self, cookie: u64) -> Result<(), KernelError> {
-        let path = self.guard_pin(cookie);
-        let mut guards = lock(&self.guards);
-        let Some((link, index)) = guards.remove(&cookie) else { return Ok(()) };
-        // The interface may have gone, and its index be another pod's by now.
-        let taken = guards.values().any(|(_, other)| *other == index);
-        let removed = link.detach().and_then(|()| if taken { Ok(()) } else { self.maps.remove_guard(index) });
-        removed.map_err(|source| KernelError::Path { path, source })
-    }
-
-    fn guard_pin(&self, cookie: u64) -> PathBuf {
-        self.pins.join("links").join(format!("guard-{cookie}"))
-    }
-
-    /// Removes pins of pods that are gone, left by an earlier agent. `keep` names the cookies that stay.
+    /// Removes pins and guards of pods that are gone, left by an earlier agent. `keep` names the cookies that stay.
     pub fn sweep_pods(&self, keep: &dyn Fn(u64) -> bool) -> io::Result<usize> {
         let mut swept = 0;
         for entry in fs::read_dir(self.pins.join("links"))? {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_str().unwrap_or_default();
-            let cookie = name.strip_prefix("admit-").or_else(|| name.strip_prefix("guard-"));
-            let cookie = cookie.and_then(|cookie| cookie.parse().ok());
-            if let Some(cookie) = cookie
-                && !keep(cookie)
-                && !lock(&self.pods).contains_key(&cookie)
-            {
+            let admitting = name.strip_prefix("admit-").and_then(|cookie| cookie.parse().ok());
+            let stale = match admitting {
+                Some(cookie) => !keep(cookie) && !lock(&self.pods).contains_key(&cookie),
+                None => self.stale_guard(name).is_some(),
+            };
+            if stale {
                 fs::remove_file(entry.path())?;
                 swept += 1;
             }
         }
-        let guards = lock(&self.guards);
-        self.maps.sweep_guards(|index| guards.values().any(|(_, known)| *known == index))?;
-        Ok(swept)
+        Ok(swept + self.sweep_guards()?)
     }
 
     /// Verified instructions of each program: what the verifier had to walk (Linux 5.16).
@@ -270,6 +245,14 @@ impl Kernel {
             .collect();
         counts.sort();
         counts
+    }
+
+    pub(super) fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    pub(super) fn instance(&self) -> &str {
+        instance_of(&self.pins)
     }
 
     fn pod_pin(&self, cookie: u64) -> PathBuf {

@@ -42,6 +42,7 @@ impl Scratch {
             host_netns: 1,
             agent_cgroup: 1,
             same_node_tunnel: false,
+            clsact_guard: false,
         }
     }
 }

@@ -24,13 +24,21 @@ pub(super) fn run(args: &UninstallArgs) -> Result<()> {
     let pins = app::pins(&args.instance)?;
     let state = app::state_dir(&args.instance);
     let found: Vec<&PathBuf> = [&pins, &state].into_iter().filter(|path| path.exists()).collect();
-    if found.is_empty() {
+    let filters = bpf::count_filters(&args.instance).context("looking for filters on interfaces")?;
+    if found.is_empty() && filters == 0 {
         println!("nothing of instance {} is on this node", args.instance);
         return Ok(());
     }
     // While it runs, its programs must not vanish under it.
     let _lock = if state.exists() { Some(claim::instance(&state)?) } else { None };
     let mut out = io::stdout().lock();
+    if filters > 0 && args.dry_run {
+        writeln!(out, "would remove the source guard's filters: on {filters} interfaces")?;
+    } else if filters > 0 {
+        // Before the maps: a filter without its maps' entries drops everything.
+        let removed = bpf::remove_filters(&args.instance).context("removing filters from interfaces")?;
+        writeln!(out, "removed the source guard's filters: on {removed} interfaces")?;
+    }
     for path in found {
         let what = if *path == pins { "programs, links and maps" } else { "state" };
         if args.dry_run {

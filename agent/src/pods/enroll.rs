@@ -369,6 +369,9 @@ fn enforce_one(
 ) -> Result<(), String> {
     if first.is_some() {
         kernel.attach_pod(pod.cookie, pod.netns.as_fd()).map_err(|e| e.to_string())?;
+        for other in kernel.neighbours_of(pod.cookie) {
+            other.tell();
+        }
     }
     let before = first.map(|_| open_sockets(pod));
     let family = |v4: bool| {

@@ -4,18 +4,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::ifaddrs::getifaddrs;
-use nix::libc;
 use nix::net::if_::if_nametoindex;
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::sys;
-
-const NETLINK_ROUTE: i32 = 0;
+use crate::sys::rtnetlink::ask;
 
 /// The index, in the agent's own network namespace, of the other end of the interface that has one of `addresses` in
 /// `netns` (a veth pair).
@@ -88,27 +84,6 @@ fn number_of(netns: BorrowedFd<'_>) -> io::Result<i32> {
             number.ok_or_else(|| io::Error::other("the kernel's answer to RTM_GETNSID has no number"))
         }
         _ => Err(io::Error::other("the kernel's answer to RTM_GETNSID is none")),
-    }
-}
-
-/// One question to rtnetlink(7) in the calling thread's namespace, and its one answer.
-fn ask(question: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(question));
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_ROUTE)))?;
-    socket.send(&bytes)?;
-    let mut answer = vec![0; 32 << 10];
-    let length = io::Read::read(&mut &socket, &mut answer)?;
-    let answer = answer.get(..length).unwrap_or_default();
-    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer).map_err(io::Error::other)?;
-    match message.payload {
-        NetlinkPayload::InnerMessage(message) => Ok(message),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
-        _ => Err(io::Error::other("the kernel's answer is none")),
     }
 }
 

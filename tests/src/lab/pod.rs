@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 
@@ -72,8 +72,8 @@ impl Lab {
             mounts: mounts.clone(),
             dies_with_parent: true,
         };
-        let talk =
-            Talk::start(&config, &place).with_context(|| format!("starting pod {}", key.full_name()))?;
+        let talk = Talk::start(&config, &place, self.options.lab.as_deref())
+            .with_context(|| format!("starting pod {}", key.full_name()))?;
         let pod = Pod {
             key: key.clone(),
             uid,
@@ -175,8 +175,9 @@ impl Pod {
 }
 
 impl Talk {
-    fn start(config: &PodConfig, place: &Place) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+    fn start(config: &PodConfig, place: &Place, lab: Option<&Path>) -> Result<Self> {
+        let program = lab.map_or_else(std::env::current_exe, |lab| Ok(lab.to_owned()))?;
+        let mut command = Command::new(program);
         command.args(["pod", &serde_json::to_string(config)?]);
         put(&mut command, place)?;
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

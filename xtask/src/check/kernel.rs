@@ -5,58 +5,17 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::Finding;
+use super::features::{FEATURES, Feature, MINIMUM, version};
 use crate::{exec, machine};
-
-/// A kernel feature: the version that brought it, and what Culvert does with it.
-struct Feature {
-    name: &'static str,
-    since: (u32, u32),
-    used_for: &'static str,
-    /// What Culvert does without it; `None` when it cannot do without.
-    without: Option<&'static str>,
-}
-
-/// Newest first, as the first that is missing explains most.
-const FEATURES: [Feature; 6] = [
-    Feature {
-        name: "tcx links",
-        since: (6, 6),
-        used_for: "source-address check on pods' interfaces",
-        without: Some("pods can send under addresses not their own, which misleads policies by address"),
-    },
-    Feature {
-        name: "bpf_set_retval",
-        since: (5, 18),
-        used_for: "connect() refuses with ECONNREFUSED",
-        without: None,
-    },
-    Feature {
-        name: "netns cookie, sockops",
-        since: (5, 15),
-        used_for: "who opens a connection, seen before its SYN",
-        without: None,
-    },
-    Feature {
-        name: "SO_NETNS_COOKIE",
-        since: (5, 14),
-        used_for: "the agent learns a pod's cookie",
-        without: None,
-    },
-    Feature {
-        name: "sk_lookup",
-        since: (5, 9),
-        used_for: "the verdict at the destination pod",
-        without: None,
-    },
-    Feature { name: "BPF ring buffer", since: (5, 8), used_for: "flow events", without: None },
-];
 
 pub(super) fn findings() -> Vec<Finding> {
     let release = machine::kernel_release();
     let mut findings: Vec<Finding> = match version(&release) {
         Some(running) => FEATURES.iter().map(|feature| judge(feature, running, &release)).collect(),
         None => {
-            vec![Finding::warn("kernel version", format!("{release:?} is no version"), "Linux 5.18 or newer")]
+            let (major, minor) = MINIMUM;
+            let remedy = format!("Linux {major}.{minor} or newer");
+            vec![Finding::warn("kernel version", format!("{release:?} is no version"), remedy)]
         }
     };
     findings.push(btf());
@@ -77,12 +36,6 @@ fn judge(feature: &Feature, running: (u32, u32), release: &str) -> Finding {
         Some(without) => Finding::warn(feature.name, format!("{detail}; without it {without}"), remedy),
         None => Finding::missing(feature.name, detail, remedy),
     }
-}
-
-/// `6.1.0-18-amd64` is (6, 1).
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn btf() -> Finding {
@@ -179,20 +132,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_release_is_read_as_major_and_minor() {
-        assert_eq!(version("6.1.0-18-amd64"), Some((6, 1)));
-        assert_eq!(version("5.15-rc3"), Some((5, 15)));
-        assert_eq!(version("unknown"), None);
-    }
-
-    #[test]
     fn an_old_kernel_lacks_what_came_later() {
         let lacking = |running| {
             let judged = FEATURES.iter().map(|feature| judge(feature, running, "test"));
             judged.filter(|finding| finding.level != super::super::Level::Ok).count()
         };
         assert_eq!(lacking((6, 6)), 0);
-        assert_eq!(lacking((5, 18)), 1);
-        assert_eq!(lacking((5, 4)), 6);
+        assert_eq!(lacking(MINIMUM), 1);
+        assert_eq!(lacking((5, 18)), 2);
+        assert_eq!(lacking((5, 4)), 10);
     }
 }
