@@ -177,7 +177,10 @@ fn matches(record: &Value, args: &FlowArgs) -> bool {
 fn line(record: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
     let end = |end: &Value| match end["workload"].as_str() {
-        Some("") | None => format!("{}:{}", text(&end["address"]), end["port"]),
+        Some("") | None => match text(&end["address"]) {
+            v6 if v6.contains(':') => format!("[{v6}]:{}", end["port"]),
+            v4 => format!("{v4}:{}", end["port"]),
+        },
         Some(workload) => format!("{workload}:{}", end["port"]),
     };
     let mut line = format!(
