@@ -118,6 +118,8 @@ numbered! {
         Waypoint = 21 => "goes to the waypoint, which decides",
         /// The destination has a waypoint that cannot be reached. Closed.
         NoWaypoint = 22 => "waypoint has no ready endpoint",
+        /// The pod that opened the connection is gone.
+        ClientGone = 23 => "the client's pod is gone",
     }
 }
 

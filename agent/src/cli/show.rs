@@ -36,6 +36,7 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
         "pods" => &[
             ("POD", "name"),
             ("STATE", "state"),
+            ("REDIRECTION", "redirection"),
             ("NETNS COOKIE", "netns_cookie"),
             ("OLDER CONNECTIONS", "older_connections"),
             ("WAITING FOR", "reason"),
