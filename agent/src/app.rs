@@ -3,10 +3,11 @@
 mod explain;
 mod mesh;
 mod neighbours;
+mod redirection;
 mod route;
 mod view;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use anyhow::{Context, Result};
 use culvert_common::{Decision, Reason, Tuple, decide};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -37,6 +39,8 @@ use view::{Published, State};
 
 /// How often pods that could not be enrolled are tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How often enrolled pods are looked after: a sandbox that was made anew is noticed that late at the latest.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long the programs of an agent with another layout wait for pods that cannot be enrolled.
 const HANDOVER: Duration = Duration::from_secs(10);
 /// How often kernel tables that could not be written are tried again.
@@ -143,7 +147,8 @@ async fn start(args: AgentArgs) -> Result<()> {
         swept: false,
         begun,
         retired: false,
-        classes: HashMap::new(),
+        owners: HashMap::new(),
+        redirected: HashSet::new(),
         rechecks: VecDeque::new(),
         stuck: None,
         draining: None,
@@ -247,8 +252,11 @@ struct Node {
     swept: bool,
     begun: Instant,
     retired: bool,
-    /// The policy class of each address of this node's pods: as long as they stay, no open connection is judged otherwise.
-    classes: HashMap<IpAddr, u32>,
+    /// The pod that has each address of this node, by UID, and its policy class: as long as they stay, no open connection is
+    /// judged otherwise.
+    owners: HashMap<IpAddr, (String, Option<u32>)>,
+    /// Pods that were warned of: others redirect them.
+    redirected: HashSet<String>,
     /// When open connections are held against the policy once more.
     rechecks: VecDeque<Instant>,
     /// Why the kernel tables could not be written the last time.
@@ -264,6 +272,8 @@ impl Node {
     async fn follow(mut self, mut updates: mpsc::Receiver<Vec<Update>>) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let dirty = tokio::select! {
                 _ = terminate.recv() => { if self.told_to_stop() { break } false }
@@ -276,6 +286,13 @@ impl Node {
                     changed
                 }
                 () = tokio::time::sleep(RETRY), if self.pods.is_pending() && self.draining.is_none() => true,
+                _ = looks.tick(), if self.draining.is_none() => {
+                    let seen = self.pods.look_after();
+                    if seen.changed {
+                        self.tell();
+                    }
+                    seen.moved
+                }
                 () = tokio::time::sleep(UNSTUCK), if self.stuck.is_some() => true,
                 () = until(self.rechecks.front().copied()) => {
                     self.rechecks.pop_front();
@@ -316,11 +333,12 @@ impl Node {
         let wanted: HashMap<String, Wanted> = mesh
             .workloads
             .iter()
-            .filter(|w| w.enrolled && !w.native_tunnel && w.node == self.settings.node)
+            .filter(|w| w.is_captured() && w.node == self.settings.node)
             .map(|w| (w.uid.clone(), wanted(w)))
             .collect();
         if self.draining.is_none() {
             self.pods.release(&wanted);
+            redirection::warn(&mesh, &self.pods.serving(), &mut self.redirected);
             self.pods.prepare(&wanted).await;
         }
         let desired = desired(&mesh, &compiled, &self.pods.serving(), interner);
@@ -372,28 +390,33 @@ impl Node {
         self.stuck = Some(error);
     }
 
-    /// Ends what is open and now refused, where the rules have changed for a pod of this node.
+    /// Ends what is open and now refused, where the rules have changed for a pod of this node, or an address has gone to
+    /// another one.
     fn hold_against_policy(&mut self, snapshot: &Snapshot) {
         let mesh = &snapshot.mesh;
-        let own = mesh.workloads.iter().enumerate().filter(|(_, w)| w.node == mesh.settings.node);
-        let addresses = own.flat_map(|(n, w)| w.addresses.iter().map(move |ip| (n, *ip)));
-        let classes: HashMap<IpAddr, u32> = addresses
-            .filter_map(|(n, ip)| snapshot.compiled.class_of(n, ip).map(|class| (ip, class)))
+        let pods = mesh.addresses.pods.iter().filter_map(|(ip, n)| Some((*ip, *n, mesh.workloads.get(*n)?)));
+        let own = pods.filter(|(_, _, workload)| workload.node == mesh.settings.node);
+        let owners: HashMap<IpAddr, (String, Option<u32>)> = own
+            .map(|(ip, n, workload)| (ip, (workload.uid.clone(), snapshot.compiled.class_of(n, ip))))
             .collect();
-        if classes == self.classes {
+        if owners == self.owners {
             return;
         }
-        self.classes = classes;
+        self.owners = owners;
         self.proxy.policy_changed();
         self.end_refused(snapshot);
         self.rechecks = RECHECKS.iter().map(|after| Instant::now() + *after).collect();
     }
 
-    /// A policy that refuses an open connection ends it, and says so.
+    /// A policy that refuses an open connection ends it, and says so. So does the end of the pod that opened it: what comes
+    /// from its address then is not its own.
     fn end_refused(&self, snapshot: &Snapshot) {
         let judge = |tuple: &Tuple, identity: u32| {
             let destination: SocketAddr = tuple.destination().into();
             let source = tuple.source().ip();
+            if snapshot.client_is_gone(source.into(), identity) {
+                return Decision::refuse(Reason::ClientGone);
+            }
             match snapshot.class_at(destination.ip()) {
                 Some(class) => decide(&*snapshot.compiled, class, identity, source, destination.port()),
                 None => Decision::refuse(Reason::UnknownDestination),

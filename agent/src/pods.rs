@@ -8,6 +8,6 @@ mod interface;
 mod older;
 mod wanted;
 
-pub use enroll::{PodState, Pods};
+pub use enroll::{PodState, Pods, Seen};
 pub use older::OlderConnection;
 pub use wanted::Wanted;

@@ -120,6 +120,8 @@ numbered! {
         NoWaypoint = 22 => "waypoint has no ready endpoint",
         /// A program of somebody else, later on the same hook, gave the socket another destination.
         Diverted = 23 => "another BPF program changed the destination after the decision",
+        /// The pod that opened the connection is gone.
+        ClientGone = 24 => "the client's pod is gone",
     }
 }
 

@@ -266,6 +266,47 @@ pub fn packet_source(ctx: &TcContext) -> Option<Ip> {
     }
 }
 
+/// IPPROTO_ICMPV6, and the extension headers that may stand before it: hop-by-hop, routing, destination options. (Not fragments:
+/// Linux takes no neighbour discovery out of those, RFC 6980.)
+const ICMPV6: u8 = 58;
+const EXTENSIONS: [u8; 3] = [0, 43, 60];
+/// Neighbour discovery is believed only when no router has touched it (RFC 4861 7.1).
+const UNTOUCHED: u8 = 255;
+const ADVERTISEMENT: u8 = 136;
+/// What only routers say: Router Advertisement and Redirect.
+const OF_ROUTERS: [u8; 2] = [134, 137];
+
+/// What a packet tells its neighbours (RFC 4861).
+pub enum Told {
+    /// Nothing, or nothing that leads traffic anywhere.
+    Nothing,
+    /// That this address is at its sender.
+    Address(Ip),
+    /// Ways that a router knows, or something behind extension headers, where no honest sender puts it.
+    Ways,
+}
+
+/// The IPv6 side of what ARP does: the header's source says nothing about it.
+#[inline(always)]
+pub fn told_neighbours(ctx: &TcContext) -> Told {
+    if u16::from_be(load!(ctx.skb.skb, protocol) as u16) != ETH_P_IPV6 {
+        return Told::Nothing;
+    }
+    let [_, _, next, hops] = header_words::<1>(ctx, 4)[0].to_ne_bytes();
+    if hops != UNTOUCHED {
+        return Told::Nothing;
+    }
+    if next != ICMPV6 {
+        return if EXTENSIONS.contains(&next) { Told::Ways } else { Told::Nothing };
+    }
+    let [kind, ..] = header_words::<1>(ctx, 40)[0].to_ne_bytes();
+    match kind {
+        ADVERTISEMENT => Told::Address(Ip::from_words(header_words::<4>(ctx, 48))),
+        kind if OF_ROUTERS.contains(&kind) => Told::Ways,
+        _ => Told::Nothing,
+    }
+}
+
 /// Words of the network header; zeros beyond its end.
 #[inline(always)]
 fn header_words<const N: usize>(ctx: &TcContext, offset: u32) -> [u32; N] {

@@ -308,7 +308,8 @@ impl Lab {
             .iter()
             .filter(|(_, pod)| {
                 let object = self.store.get("Pod", &pod.key.namespace, &pod.key.name);
-                object.is_none_or(|o| o["metadata"]["uid"] != *pod.uid)
+                // The kubelet gives a pod whose processes are gone a new sandbox: same UID, new network namespace.
+                object.is_none_or(|o| o["metadata"]["uid"] != *pod.uid) || pod.has_ended()
             })
             .map(|(name, _)| name.clone())
             .collect();
@@ -331,7 +332,7 @@ impl Lab {
         self.write_names()?;
         self.write_manifests()?;
         for node in &self.nodes {
-            kubeproxy::program(&self.store, &node.netns)?;
+            kubeproxy::program(&self.store, &node.name, net::node_addresses(node.number), &node.netns)?;
         }
         Ok(())
     }

@@ -104,16 +104,29 @@ pub(crate) fn connect_node(node: &str, switch: &str, n: u8, nodes: u8) -> Result
     batch_mixed(node, &commands)
 }
 
-/// A pod's link to its node: routed, no bridge. `index` names the node's end.
-pub(crate) fn connect_pod(
-    pod: &str,
-    node: &str,
-    index: usize,
-    pod_ips: Addresses,
-    node_ips: Addresses,
-) -> Result<()> {
-    let host = format!("v{index}");
-    run("ip", &["link", "add", "eth0", "netns", pod, "type", "veth", "peer", "name", &host, "netns", node])?;
+/// The node's end of a pod's link.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    /// The node's namespace.
+    pub(crate) node: String,
+    /// The interface.
+    pub(crate) name: String,
+}
+
+impl Link {
+    /// Removes both ends and the routes over them; missing is no error.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let missing = !sys::in_netns(&netns_path(&self.node), || {
+            fs::exists(format!("/proc/sys/net/ipv4/conf/{}", self.name))
+        })?;
+        if missing { Ok(()) } else { run("ip", &["-n", &self.node, "link", "del", &self.name]) }
+    }
+}
+
+/// A pod's link to its node: routed, no bridge.
+pub(crate) fn connect_pod(pod: &str, link: &Link, pod_ips: Addresses, node_ips: Addresses) -> Result<()> {
+    let Link { node, name: host } = link;
+    run("ip", &["link", "add", "eth0", "netns", pod, "type", "veth", "peer", "name", host, "netns", node])?;
     batch_mixed(
         node,
         &format!(

@@ -80,6 +80,7 @@ fn unpack(document: Value, objects: &mut Vec<Value>) -> Result<()> {
 pub struct Store {
     objects: BTreeMap<Key, Value>,
     next_vip: u16,
+    next_node_port: u16,
 }
 
 impl Store {
@@ -101,6 +102,7 @@ impl Store {
         if key.kind == "Service" {
             let ips = old.as_ref().map(|o| o["spec"]["clusterIPs"].clone());
             self.complete_service(&mut object, ips);
+            self.give_node_ports(&mut object, old.as_ref());
         }
         if key.kind == "Pod" {
             complete_pod(&mut object, old.as_ref())?;
@@ -129,6 +131,23 @@ impl Store {
         });
         spec["clusterIP"] = ips[0].clone();
         spec["clusterIPs"] = ips;
+    }
+
+    /// What `type: NodePort` promises: each port has one on every node.
+    fn give_node_ports(&mut self, service: &mut Value, old: Option<&Value>) {
+        if service["spec"]["type"] != "NodePort" {
+            return;
+        }
+        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+            if port["nodePort"].is_null() {
+                let known = old.and_then(|o| o["spec"]["ports"].as_array()).into_iter().flatten();
+                let mut same = known.filter(|p| p["port"] == port["port"]).map(|p| p["nodePort"].clone());
+                port["nodePort"] = same.find(Value::is_u64).unwrap_or_else(|| {
+                    self.next_node_port += 1;
+                    (30_000 + u32::from(self.next_node_port)).into()
+                });
+            }
+        }
     }
 
     /// Removes an object; a namespace takes all that is in it along.
@@ -299,6 +318,22 @@ mod tests {
             2
         );
         assert!(store.delete(&key).is_empty());
+    }
+
+    #[test]
+    fn node_ports_are_kept_too() {
+        let mut store = Store::default();
+        let service = |ports: &str| {
+            format!("kind: Service\nmetadata: {{name: s}}\nspec: {{type: NodePort, ports: [{ports}]}}")
+        };
+        let mut given = |ports: &str| {
+            let key = store.apply(read(&service(ports)).unwrap()[0].clone()).unwrap();
+            let service = store.get("Service", &key.namespace, &key.name).unwrap();
+            let ports = service["spec"]["ports"].as_array().unwrap().iter();
+            ports.map(|p| p["nodePort"].as_u64().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(given("{port: 80}, {port: 81, nodePort: 32000}"), [30_001, 32_000]);
+        assert_eq!(given("{port: 82}, {port: 80}"), [30_002, 30_001]);
     }
 
     #[test]

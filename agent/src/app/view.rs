@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::explain::Explainer;
+use super::redirection;
 use crate::admin::View;
 use crate::bpf::Kernel;
 use crate::cli::SameNode;
@@ -109,7 +110,7 @@ impl View for Published {
             .collect();
         let dump = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "workloads": snapshot.workload_rows(),
+            "workloads": redirection::workloads(&snapshot, &state.pods),
             "services": snapshot.service_rows(),
             "policies": policies(&snapshot),
             "findings": snapshot.compiled.findings,

@@ -36,6 +36,7 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
         "pods" => &[
             ("POD", "name"),
             ("STATE", "state"),
+            ("REDIRECTION", "redirection"),
             ("NETNS COOKIE", "netns_cookie"),
             ("OLDER CONNECTIONS", "older_connections"),
             ("WAITING FOR", "reason"),
@@ -177,7 +178,10 @@ fn matches(record: &Value, args: &FlowArgs) -> bool {
 fn line(record: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
     let end = |end: &Value| match end["workload"].as_str() {
-        Some("") | None => format!("{}:{}", text(&end["address"]), end["port"]),
+        Some("") | None => match text(&end["address"]) {
+            v6 if v6.contains(':') => format!("[{v6}]:{}", end["port"]),
+            v4 => format!("{v4}:{}", end["port"]),
+        },
         Some(workload) => format!("{workload}:{}", end["port"]),
     };
     let mut line = format!(

@@ -23,19 +23,24 @@ pub(super) fn topology(world: &World, settings: &Settings) -> Topology {
     }
 }
 
-/// While a pod ends its successor may have its address already: the one that stays wins. Pods in the node's network
-/// namespace have no address of their own.
+/// While a pod ends its successor may have its address already: the one that stays wins, and else the younger one, since an
+/// address is given again only when its last owner's network is gone. Pods in the node's network namespace have no address of
+/// their own.
 fn by_address(workloads: &[Workload]) -> HashMap<IpAddr, usize> {
     let mut index: HashMap<IpAddr, usize> = HashMap::with_capacity(workloads.len());
     for (n, workload) in workloads.iter().enumerate().filter(|(_, w)| !w.host_network) {
         for ip in &workload.addresses {
             let taken = index.get(ip).and_then(|old| workloads.get(*old));
-            if taken.is_none_or(|old| old.terminating && !workload.terminating) {
+            if taken.is_none_or(|old| claim(workload) > claim(old)) {
                 index.insert(*ip, n);
             }
         }
     }
     index
+}
+
+fn claim(workload: &Workload) -> (bool, &str) {
+    (!workload.terminating, &workload.created)
 }
 
 fn by_vip(services: &[Service]) -> HashMap<IpAddr, usize> {

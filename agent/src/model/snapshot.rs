@@ -72,6 +72,13 @@ impl Snapshot {
         }
     }
 
+    /// Whether the pod that proved `identity` (a number) from this address has it no longer: it is gone, or the address is
+    /// another one's. A pod that has left the mesh is still there.
+    pub fn client_is_gone(&self, address: IpAddr, identity: u32) -> bool {
+        let Some(proven) = self.identity_text(identity) else { return false };
+        self.workload_by_ip(address).is_none_or(|owner| owner.identity.to_string() != proven)
+    }
+
     /// A row for every pod.
     pub fn workload_rows(&self) -> Vec<WorkloadRow> {
         let row = |w: &Workload| WorkloadRow::new(w, self.waypoint_shown(w.waypoint, &w.namespace));
@@ -133,6 +140,9 @@ pub struct WorkloadRow {
     pub waypoint: String,
     /// `HBONE` when it is enrolled, else `TCP`.
     pub protocol: &'static str,
+    /// In the words of Istio's annotation `ambient.istio.io/redirection`: `disabled` when it is not to be in the mesh; else
+    /// `enabled` or `pending` on this node, and empty on others, whose agents know.
+    pub redirection: &'static str,
     /// Its service account.
     pub service_account: String,
     /// Its SPIFFE id; empty when it is not enrolled.
@@ -148,6 +158,7 @@ impl WorkloadRow {
             node: workload.node.clone(),
             waypoint,
             protocol: if workload.enrolled { "HBONE" } else { "TCP" },
+            redirection: if workload.is_captured() { "" } else { "disabled" },
             service_account: workload.service_account.clone(),
             identity: if workload.enrolled { workload.identity.to_string() } else { String::new() },
         }

@@ -8,6 +8,8 @@ use crate::identity::SpiffeId;
 
 /// `ambient` and `none` are its values.
 pub(crate) const MODE_LABEL: &str = "istio.io/dataplane-mode";
+/// Its value is `enabled` on pods that istio-cni redirects.
+const REDIRECTION_ANNOTATION: &str = "ambient.istio.io/redirection";
 const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
 pub(crate) const SIDECAR_ANNOTATION: &str = "sidecar.istio.io/status";
 /// Namespaces whose pods are never enrolled, as istio-cni has it by default.
@@ -40,6 +42,10 @@ pub struct Workload {
     pub ready: bool,
     /// It is being deleted.
     pub terminating: bool,
+    /// `metadata.creationTimestamp` (RFC 3339, UTC: text sorts as time does); empty when the source gives none.
+    pub created: String,
+    /// Its object says that somebody redirects it already (`ambient.istio.io/redirection: enabled`).
+    pub redirected: bool,
     /// It is (to be) in the mesh: it speaks HBONE.
     pub enrolled: bool,
     /// It speaks HBONE by itself (label `networking.istio.io/tunnel: http`): reached by tunnels, never captured, and it judges
@@ -59,6 +65,11 @@ impl Workload {
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Whether its node's agent is to lead its connections through the mesh.
+    pub fn is_captured(&self) -> bool {
+        self.enrolled && !self.native_tunnel
     }
 
     /// `None` for pods without an address and those that are over.
@@ -90,6 +101,8 @@ impl Workload {
             host_network: pod.spec.host_network,
             ready: ready(pod) && !terminating,
             terminating,
+            created: meta.creation_timestamp.clone().unwrap_or_default(),
+            redirected: meta.annotations.get(REDIRECTION_ANNOTATION).is_some_and(|value| value == "enabled"),
             enrolled: enrolled(pod, namespace) || native_tunnel(pod),
             native_tunnel: native_tunnel(pod),
             waypoint: None,

@@ -3,6 +3,8 @@
 //! Joining: namespace found → listeners open in it → certificate there → tables name the pod as local → tunnels served →
 //! sk_lookup attached → `pods` entry written: only now are its connections decided. Leaving is the reverse.
 
+mod watch;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
@@ -18,13 +20,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::diag::{Diag, Found};
-use super::discovery;
+use super::discovery::{Cgroups, Home};
 use super::interface::node_end;
 use super::older::{self, Older, OlderConnection};
 use super::wanted::Wanted;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::proxy::{self, Baggage, PodListeners, PodProxy, Shared};
+
+pub use watch::Seen;
 
 /// How long a certificate may take before enrolment is put off.
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
@@ -38,6 +42,9 @@ pub(super) struct Enrolled {
     pub(super) wanted: Wanted,
     pub(super) netns: Arc<OwnedFd>,
     pub(super) cookie: u64,
+    home: Home,
+    /// It lives in another namespace now.
+    moved: bool,
     /// The identity number in the `pods` map.
     written: Option<u32>,
     /// Why what it sends is not checked, or empty.
@@ -88,6 +95,9 @@ pub struct PodState {
     pub name: String,
     /// `enrolled` or `pending`.
     pub state: &'static str,
+    /// Whether its connections are led through the mesh, in the words of Istio's annotation
+    /// `ambient.istio.io/redirection`: `enabled` or `pending`.
+    pub redirection: &'static str,
     /// Why it is pending, or what of it is missing; or empty.
     pub reason: String,
     /// Netns cookie, 0 while pending.
@@ -143,13 +153,15 @@ impl Pods {
         })
     }
 
-    /// Releases pods that are no longer wanted as they are: outbound first, then the destination's verdict. The tables
-    /// may forget them afterwards.
+    /// Releases pods that are no longer wanted as they are, or no longer where they were: outbound first, then the
+    /// destination's verdict. The tables may forget them afterwards.
     pub fn release(&mut self, wanted: &HashMap<String, Wanted>) {
         let gone: Vec<String> = self
             .enrolled
             .iter()
-            .filter(|(uid, e)| !wanted.get(*uid).is_some_and(|wanted| wanted.is_as_enrolled(&e.wanted)))
+            .filter(|(uid, e)| {
+                e.moved || !wanted.get(*uid).is_some_and(|wanted| wanted.is_as_enrolled(&e.wanted))
+            })
             .map(|(u, _)| u.clone())
             .collect();
         for uid in gone {
@@ -174,18 +186,28 @@ impl Pods {
     /// Opens listeners and fetches certificates for pods that are new; those that cannot be found yet stay pending.
     pub async fn prepare(&mut self, wanted: &HashMap<String, Wanted>) {
         self.pending.retain(|uid, _| wanted.contains_key(uid) && !self.enrolled.contains_key(uid));
-        for (uid, pod) in wanted {
-            if let Some(enrolled) = self.enrolled.get_mut(uid) {
+        for (uid, enrolled) in &mut self.enrolled {
+            if let Some(pod) = wanted.get(uid) {
                 enrolled.relabel(pod);
-                continue;
             }
-            match self.open(pod).await {
+        }
+        let new: Vec<&Wanted> = wanted.values().filter(|pod| !self.enrolled.contains_key(&pod.uid)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let cgroups = Cgroups::read(&self.cgroup_root).map_err(|e| format!("reading cgroups: {e}"));
+        for pod in new {
+            let opened = match &cgroups {
+                Ok(cgroups) => self.open(pod, cgroups).await,
+                Err(reason) => Err(reason.clone()),
+            };
+            match opened {
                 Ok(enrolled) => {
-                    self.pending.remove(uid);
-                    self.enrolled.insert(uid.clone(), enrolled);
+                    self.pending.remove(&pod.uid);
+                    self.enrolled.insert(pod.uid.clone(), enrolled);
                 }
                 Err(reason) => {
-                    let known = self.pending.insert(uid.clone(), (pod.name.clone(), reason.clone()));
+                    let known = self.pending.insert(pod.uid.clone(), (pod.name.clone(), reason.clone()));
                     if known.is_none_or(|(_, old)| old != reason) {
                         tracing::warn!(pod = pod.name, reason, "cannot enrol yet");
                     }
@@ -194,10 +216,11 @@ impl Pods {
         }
     }
 
-    async fn open(&mut self, pod: &Wanted) -> Result<Enrolled, String> {
+    async fn open(&mut self, pod: &Wanted, cgroups: &Cgroups) -> Result<Enrolled, String> {
         let found =
-            discovery::find(&self.cgroup_root, &pod.uid).map_err(|e| format!("reading cgroups: {e}"))?;
-        let netns = found.ok_or("no process of it runs on this node yet")?.file;
+            cgroups.find(&pod.uid, None).map_err(|e| format!("reading its network namespace: {e}"))?;
+        let found = found.ok_or("no process of it runs on this node yet")?;
+        let (netns, home) = (found.file, found.home);
         let cookie =
             crate::sys::netns_cookie(&netns).map_err(|e| format!("reading its netns cookie: {e}"))?;
         if let Some(stop) = self.leaving.remove(&cookie) {
@@ -229,6 +252,8 @@ impl Pods {
             wanted: pod.clone(),
             netns,
             cookie,
+            home,
+            moved: false,
             written: None,
             unguarded,
             baggage,
@@ -332,31 +357,6 @@ impl Pods {
     /// Whether something waits for another try.
     pub fn is_pending(&self) -> bool {
         !self.pending.is_empty()
-    }
-
-    /// All pods and their state.
-    pub fn states(&self) -> Vec<PodState> {
-        let mut states: Vec<PodState> = self
-            .enrolled
-            .iter()
-            .filter(|(uid, _)| !self.pending.contains_key(*uid))
-            .map(|(_, pod)| PodState {
-                name: pod.wanted.name.clone(),
-                state: "enrolled",
-                reason: pod.unguarded.clone(),
-                netns_cookie: pod.cookie,
-                older_connections: pod.older.as_ref().map_or_else(Vec::new, |o| o.connections().to_vec()),
-            })
-            .collect();
-        states.extend(self.pending.values().map(|(name, reason)| PodState {
-            name: name.clone(),
-            state: "pending",
-            reason: reason.clone(),
-            netns_cookie: 0,
-            older_connections: Vec::new(),
-        }));
-        states.sort_by(|a, b| a.name.cmp(&b.name));
-        states
     }
 }
 

@@ -1,4 +1,5 @@
-//! A pod: a network namespace with a link, a cgroup, and one process that serves and asks.
+//! A pod: a network namespace with a link (its node's own with `hostNetwork`), a cgroup, and one process that serves and
+//! asks.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -24,6 +25,8 @@ pub(crate) struct Pod {
     pub(crate) netns: String,
     pub(crate) addresses: Addresses,
     pub(crate) serves: bool,
+    /// Its link to the node; `None` when it shares the node's namespace.
+    link: Option<net::Link>,
     cgroup: PathBuf,
     mounts: Vec<(PathBuf, &'static str)>,
     talk: Mutex<Talk>,
@@ -41,21 +44,12 @@ impl Lab {
     pub(super) fn start_pod(&mut self, key: &Key) -> Result<()> {
         let object = self.store.get("Pod", &key.namespace, &key.name).context("the pod's object")?.clone();
         let placement = self.placement(key, &object)?;
-        if object["spec"]["hostNetwork"] == true {
-            return self.fill_status(key, &placement.node, self.node_addresses(&placement.node)?);
-        }
-        let number = self.node(&placement.node)?.number;
-        let addresses = match fixed_addresses(&object) {
-            Some(addresses) => addresses,
-            None => self.next_address(&placement.node)?,
+        let (netns, addresses, link) = if object["spec"]["hostNetwork"] == true {
+            (self.node_netns(&placement.node)?, self.node_addresses(&placement.node)?, None)
+        } else {
+            self.make_network(key, &object, &placement.node)?
         };
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-        let netns = format!("clab-{}-{}-{}-{}", self.id, placement.node, key.namespace, key.name);
-        let node_netns = self.node(&placement.node)?.netns.clone();
-        net::add_netns(&netns)?;
-        let link = self.next_link;
-        self.next_link += 1;
-        net::connect_pod(&netns, &node_netns, link, addresses, net::node_addresses(number))?;
         let cgroup = self.cgroup.join(&placement.node).join("kubepods").join(format!("pod{uid}"));
         fs::create_dir_all(&cgroup)?;
         let version = object["metadata"]["labels"]["version"].as_str().unwrap_or("").to_owned();
@@ -80,12 +74,34 @@ impl Lab {
             netns,
             addresses,
             serves: !placement.http.is_empty() || !placement.tcp.is_empty(),
+            link,
             cgroup,
             mounts,
             talk: Mutex::new(talk),
         };
         self.pods.insert(key.full_name(), pod);
         self.fill_status(key, &placement.node, addresses)
+    }
+
+    /// A namespace with a link to the node, and the pod's addresses on it.
+    fn make_network(
+        &mut self,
+        key: &Key,
+        object: &Value,
+        node: &str,
+    ) -> Result<(String, Addresses, Option<net::Link>)> {
+        let addresses = match fixed_addresses(object) {
+            Some(addresses) => addresses,
+            None => self.next_address(node)?,
+        };
+        let netns = format!("clab-{}-{node}-{}-{}", self.id, key.namespace, key.name);
+        let link = self.next_link;
+        self.next_link += 1;
+        let node = self.node(node)?;
+        net::add_netns(&netns)?;
+        let link = net::Link { node: node.netns.clone(), name: format!("v{link}") };
+        net::connect_pod(&netns, &link, addresses, net::node_addresses(node.number))?;
+        Ok((netns, addresses, Some(link)))
     }
 
     fn placement(&mut self, key: &Key, object: &Value) -> Result<Placement> {
@@ -164,12 +180,21 @@ impl Pod {
         serde_json::from_value(answer).with_context(|| format!("pod {name}: its answer"))
     }
 
+    /// Whether its process has ended by itself (or by an `exec` step).
+    pub(super) fn has_ended(&self) -> bool {
+        let mut talk = self.talk.lock().unwrap_or_else(|e| e.into_inner());
+        matches!(talk.child.try_wait(), Ok(Some(_)))
+    }
+
     pub(super) fn remove(self) -> Result<()> {
-        let Self { netns, cgroup, talk, .. } = self;
+        let Self { netns, cgroup, talk, link, .. } = self;
         // Also what `exec` left behind.
         let _ = fs::write(cgroup.join("cgroup.kill"), "1");
         drop(talk);
         super::cleanup::remove_cgroup(&cgroup)?;
+        let Some(link) = link else { return Ok(()) };
+        // An agent may hold the namespace for a while: what else leads to the pod goes at once, as a CNI plugin has it.
+        link.remove()?;
         net::remove_netns(&netns)
     }
 }

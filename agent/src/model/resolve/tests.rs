@@ -87,3 +87,24 @@ fn two_pods_with_one_uid_are_two_workloads() {
     let uids: Vec<_> = mesh.workloads.iter().map(|w| w.uid.as_str()).collect();
     assert_eq!(uids, ["u", "n/b"]);
 }
+
+#[test]
+fn an_address_is_that_of_the_pod_that_stays_and_else_of_the_younger() {
+    let owner = |created: [&str; 2], ending: bool| {
+        let mut world = world();
+        let two = created.iter().zip(["older-name", "a-name"]).map(|(created, name)| {
+            pod(serde_json::json!({
+                "metadata": {"name": name, "namespace": "a", "uid": name, "creationTimestamp": created,
+                             "deletionTimestamp": (ending && name == "a-name").then_some("2030-01-01T00:00:00Z")},
+                "status": {"podIP": "10.0.0.9"}}))
+        });
+        world.apply(two.collect());
+        let mesh = world.resolve(&settings());
+        mesh.workloads[mesh.addresses.pods[&"10.0.0.9".parse().unwrap()]].name.clone()
+    };
+    let (early, late) = ("2026-01-01T09:59:59Z", "2026-01-01T10:00:00Z");
+    assert_eq!(owner([early, late], false), "a-name");
+    assert_eq!(owner([late, early], false), "older-name");
+    assert_eq!(owner([early, late], true), "older-name");
+    assert_eq!(owner([early, early], false), "a-name", "the first by name, whatever the order of events");
+}
