@@ -285,8 +285,17 @@ fn traffic_for_a_service_goes_through_its_envoy_waypoint() {
     let through =
         |flow: &culvert_lab::lab::FlowRecord| flow.reason.contains("waypoint") && flow.path == "tunnel";
     assert!(seen.iter().any(through), "{seen:#?}");
-    let services = lab.run_on("n2", &["culvert".to_owned(), "services".to_owned()], LIMIT).unwrap();
-    let services = String::from_utf8_lossy(&services.stdout).into_owned();
+    let shown = |args: &[&str]| {
+        let command: Vec<String> = [&["culvert"], args].concat().into_iter().map(str::to_owned).collect();
+        String::from_utf8_lossy(&lab.run_on("n2", &command, LIMIT).unwrap().stdout).into_owned()
+    };
+    let services = shown(&["services"]);
     assert!(services.contains("infra/waypoint"), "{services}");
+    let explained = shown(&["explain", CLIENT, "shop/web:80"]);
+    assert!(
+        explained.contains("tunnel: through waypoint infra/waypoint; its policies decide"),
+        "{explained}"
+    );
+    assert_eq!(explained.matches("verdict").count(), 1, "{explained}");
     lab.stop().unwrap();
 }

@@ -1,5 +1,6 @@
 //! `culvert explain`: the verdict on a connection that nobody has made, by the same tables as the real ones.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use culvert_common::{
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use crate::bpf::Kernel;
 use crate::cli::SameNode;
 use crate::identity::SpiffeId;
-use crate::model::{Snapshot, Workload};
+use crate::model::{Snapshot, Waypoint, Workload};
 use crate::policy::Applicable;
 use crate::policy::evaluate::Question;
 use crate::policy::explain::{Considered, consider, demands_mtls};
@@ -48,6 +49,8 @@ struct Server<'a> {
     name: String,
     address: SocketAddr,
     workload: Option<&'a Workload>,
+    /// Where an enrolled client's connection goes instead: the waypoint decides.
+    waypoint: Option<&'a Waypoint>,
 }
 
 impl<'a> Explainer<'a> {
@@ -56,7 +59,15 @@ impl<'a> Explainer<'a> {
         let client = self.client(from)?;
         let mut cases: Vec<Value> = Vec::new();
         for server in self.servers(to)? {
-            cases.push(self.case(&client, &server));
+            let case =
+                match server.waypoint.filter(|_| client.workload.is_some() && client.identity.is_some()) {
+                    Some(waypoint) => by_waypoint(&client, &server, waypoint),
+                    None => self.case(&client, &server),
+                };
+            // A waypoint stands for all endpoints behind it.
+            if !cases.contains(&case) {
+                cases.push(case);
+            }
         }
         Ok(cases)
     }
@@ -114,7 +125,10 @@ impl<'a> Explainer<'a> {
             served.ok_or_else(|| format!("to: service {namespace}/{name} has no TCP port {port}"))?;
         let mut servers: Vec<Server<'a>> = Vec::new();
         for endpoint in &served.endpoints {
-            let server = self.server(*endpoint, format!(" (for {namespace}/{name}:{port})"));
+            let server = Server {
+                waypoint: self.snapshot.waypoint(service.waypoint),
+                ..self.server(*endpoint, format!(" (for {namespace}/{name}:{port})"))
+            };
             // Once for each pod, not for each of its addresses.
             if !servers.iter().any(|known| known.name == server.name) {
                 servers.push(server);
@@ -132,7 +146,8 @@ impl<'a> Explainer<'a> {
         let workload = self.snapshot.workload_by_ip(address.ip());
         let who =
             workload.map_or_else(|| address.to_string(), |w| format!("{}:{}", w.full_name(), address.port()));
-        Server { name: format!("{who}{for_service}"), address, workload }
+        let waypoint = self.snapshot.waypoint(workload.and_then(|w| w.waypoint));
+        Server { name: format!("{who}{for_service}"), address, workload, waypoint }
     }
 
     fn case(&self, client: &Client<'_>, server: &Server<'_>) -> Value {
@@ -238,6 +253,30 @@ impl<'a> Explainer<'a> {
             (false, _) => "tunnel: another node",
         }
     }
+}
+
+/// The client's node asks no policy, and the destination's judges the waypoint.
+fn by_waypoint(client: &Client<'_>, server: &Server<'_>, waypoint: &Waypoint) -> Value {
+    let to = server
+        .name
+        .split_once(" (for ")
+        .map_or(server.name.as_str(), |(_, service)| service.trim_end_matches(')'));
+    let identities: BTreeSet<String> = waypoint.instances.iter().map(|(_, id)| id.to_string()).collect();
+    json!({
+        "from": client.name,
+        "source": client.address_for(server.address.ip()),
+        "to": to,
+        "verdict": if waypoint.instances.is_empty() { "refused" } else { "allowed" },
+        "reason": if waypoint.instances.is_empty() { Reason::NoWaypoint } else { Reason::Waypoint }.as_str(),
+        "policy": "",
+        "path": format!("tunnel: through waypoint {}; its policies decide", waypoint.full_name()),
+        "source_identity": client.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
+        "destination_identity": identities.into_iter().collect::<Vec<_>>().join(","),
+        "mtls": "",
+        "note": "",
+        "considered": [],
+        "kernel": "not asked: the agent takes it to the waypoint",
+    })
 }
 
 fn row(key: &PolicyKey) -> String {

@@ -30,8 +30,9 @@ use crate::proxy::{self, Baggage, PodListeners, PodProxy, Shared};
 
 pub use watch::Seen;
 
-/// How long a certificate may take before enrolment is put off.
-const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
+/// How long all pods that join together wait for their certificates before they are put off. The CA goes on; policy must not
+/// wait for it.
+const CERTIFICATE_WAIT: Duration = Duration::from_millis(50);
 /// How long tunnels into a pod that leaves are still accepted, so that other nodes can hear of it.
 const LEAVE_GRACE: Duration = Duration::from_millis(500);
 
@@ -196,9 +197,10 @@ impl Pods {
             return;
         }
         let cgroups = Cgroups::read(&self.cgroup_root).map_err(|e| format!("reading cgroups: {e}"));
+        let deadline = tokio::time::Instant::now() + CERTIFICATE_WAIT;
         for pod in new {
             let opened = match &cgroups {
-                Ok(cgroups) => self.open(pod, cgroups).await,
+                Ok(cgroups) => self.open(pod, cgroups, deadline).await,
                 Err(reason) => Err(reason.clone()),
             };
             match opened {
@@ -216,25 +218,32 @@ impl Pods {
         }
     }
 
-    async fn open(&mut self, pod: &Wanted, cgroups: &Cgroups) -> Result<Enrolled, String> {
+    /// `deadline`: for its certificate.
+    async fn open(
+        &mut self,
+        pod: &Wanted,
+        cgroups: &Cgroups,
+        deadline: tokio::time::Instant,
+    ) -> Result<Enrolled, String> {
         let found =
             cgroups.find(&pod.uid, None).map_err(|e| format!("reading its network namespace: {e}"))?;
         let found = found.ok_or("no process of it runs on this node yet")?;
         let (netns, home) = (found.file, found.home);
         let cookie =
             crate::sys::netns_cookie(&netns).map_err(|e| format!("reading its netns cookie: {e}"))?;
+        // Asked for even when the deadline has passed: it is there the next time.
+        let certificate = self.proxy.certs.get(&pod.identity);
+        match tokio::time::timeout_at(deadline, certificate).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err(format!("waiting for the CA's certificate for {}", pod.identity)),
+        }
         if let Some(stop) = self.leaving.remove(&cookie) {
             // It comes back at once: its old listeners must make room first.
             stop.cancel();
             tokio::time::sleep(RETURN_PAUSE).await;
         }
         let listeners = proxy::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
-        let certificate = self.proxy.certs.get(&pod.identity);
-        match tokio::time::timeout(CERTIFICATE_WAIT, certificate).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(format!("no certificate for {}: {error}", pod.identity)),
-            Err(_) => return Err(format!("no certificate for {} within {CERTIFICATE_WAIT:?}", pod.identity)),
-        }
         let netns: Arc<OwnedFd> = Arc::new(netns.into());
         let stop = CancellationToken::new();
         let baggage = Baggage::from(pod.baggage.clone());

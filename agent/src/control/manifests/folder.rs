@@ -1,7 +1,7 @@
 //! What the folder held at the last look, and what has changed since.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{DirEntry, FileType};
+use std::fs::FileType;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,7 @@ impl Folder {
     pub(super) fn scan(&mut self) -> Vec<Update> {
         let trouble = match list(&self.dir) {
             Ok(found) => {
+                let found = self.with_overlooked(found);
                 for (path, file) in self.files.extract_if(.., |path, _| !found.contains_key(path)) {
                     let held = file.good.map(|(_, content)| content.objects).unwrap_or_default();
                     self.claims.remove(&path, &held);
@@ -57,6 +58,19 @@ impl Folder {
             }],
         };
         self.updates(trouble)
+    }
+
+    /// A listing may lack a file that is being replaced meanwhile (readdir(3) leaves that open). What is still there under its
+    /// name has not gone: without it its policies would be out of force until the next look.
+    fn with_overlooked(&self, mut found: BTreeMap<PathBuf, Found>) -> BTreeMap<PathBuf, Found> {
+        for path in self.files.keys() {
+            if !found.contains_key(path)
+                && let Some(what) = find(path)
+            {
+                found.insert(path.clone(), what);
+            }
+        }
+        found
     }
 
     fn visit(&mut self, path: PathBuf, found: Found) {
@@ -140,24 +154,23 @@ fn list(dir: &Path) -> io::Result<BTreeMap<PathBuf, Found>> {
         if !super::is_manifest(&path) {
             continue;
         }
-        if let Some(what) = find(&entry) {
+        if let Some(what) = find(&path) {
             found.insert(path, what);
         }
     }
     Ok(found)
 }
 
-/// `None`: it has gone since it was listed.
-fn find(entry: &DirEntry) -> Option<Found> {
-    let path = entry.path();
+/// `None`: there is nothing of this name.
+fn find(path: &Path) -> Option<Found> {
     let wrong = |message: String, remedy: &str| {
         let (file, remedy) = (path.display().to_string(), remedy.to_owned());
         Some(Err(Problem { file, line: 0, object: String::new(), field: String::new(), message, remedy }))
     };
-    match std::fs::metadata(&path) {
+    match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() => Some(Ok(Stamp::of(&meta))),
         Ok(meta) => wrong(format!("is no file, but a {}", name_of(meta.file_type())), "remove it"),
-        Err(e) if e.kind() == io::ErrorKind::NotFound && entry.metadata().is_err() => None,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && std::fs::symlink_metadata(path).is_err() => None,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             wrong("is a link to what does not exist".to_owned(), "mend the link, or remove it")
         }
