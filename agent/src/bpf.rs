@@ -7,17 +7,26 @@
 /// Pins of all instances.
 pub(crate) const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
+mod batch;
+mod capacity;
 mod events;
 mod link;
 mod load;
 mod maps;
+mod mirror;
+mod pins;
+mod resize;
+mod room;
 mod scratch;
 mod sync;
 mod trial;
+mod usage;
 
+pub use capacity::{Capacities, MapEntries};
 pub use events::EventStream;
-pub(crate) use load::remove_pins;
 pub use load::{Kernel, KernelConfig, KernelError};
 pub use maps::Maps;
+pub(crate) use pins::remove_pins;
 pub use scratch::Scratch;
-pub use sync::SyncStats;
+pub use sync::{Short, SyncStats, Synced};
+pub use usage::Usage;

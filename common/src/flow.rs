@@ -38,8 +38,11 @@ pub enum Hook {
     Admit = 2,
     /// sockops: the connection ended; bytes and duration are set.
     Close = 3,
-    /// The agent: policy changed, and the open connection was destroyed.
+    /// The agent: the open connection was destroyed, because policy changed or because it could not be kept in sight.
     Destroy = 4,
+    /// sockops: an accepted connection has no room in `connections`. The agent destroys it, and reports that as
+    /// [`Hook::Destroy`].
+    Untracked = 5,
 }
 
 macro_rules! numbered {
@@ -136,6 +139,10 @@ numbered! {
         RefusedBind = 8 => "refused_bind",
         /// Packets of enrolled pods that bore an address not their own.
         Spoofed = 9 => "spoofed",
+        /// Accepted connections that found no room in `connections`: the agent destroys them.
+        Untracked = 10 => "untracked",
+        /// Connections whose note (AUDIT, dry run) found no room and was not counted; the verdict stood.
+        NotesLost = 11 => "notes_lost",
     }
 }
 
@@ -153,6 +160,9 @@ pub struct FlowEvent {
     pub bytes_received: u64,
     /// Close only: nanoseconds since connect().
     pub duration_ns: u64,
+    /// Cookie (SO_COOKIE) of the socket that the agent is to destroy, else 0: at the destination for [`Hook::Untracked`], at the
+    /// source otherwise.
+    pub socket: u64,
     /// Both ends. At the source of a tunnel the true target, not the agent's listener.
     pub tuple: Tuple,
     /// What the app asked for (a service's virtual address), else equal to the tuple's destination.
@@ -176,7 +186,7 @@ pub struct FlowEvent {
     /// Zero.
     pub reserved: u32,
 }
-assert_size!(FlowEvent, 136);
+assert_size!(FlowEvent, 144);
 
 #[cfg(test)]
 mod tests {

@@ -23,6 +23,7 @@
 //! | `identities` | identity | [`Name`] | agent | the reader |
 //! | `admitted` | [`Tuple`] | [`Admission`] | sockets | admit |
 //! | `connections` | [`Tuple`] | [`Connection`] | sockets | agent |
+//! | `unlisted` | block: [`SourceKey`] of class 0 (LPM) | 1 | agent | connect |
 //! | `original_dst` | [`LocalKey`] | [`OriginalDst`] | sockets | agent |
 //! | `original_src` | [`LocalKey`] | [`Endpoint`] | agent | sockets |
 //! | `socket_state` | socket (SK_STORAGE) | [`SocketState`] | connect, sockets | sockets, peername |
@@ -54,7 +55,7 @@ pub use workload::{BackendKey, Config, Guard, Name, Pod, Service, ServiceKey, Wo
 
 /// Version of every layout in this crate. The loader refuses to adopt pinned maps of another version; bump it with
 /// any change of a size, a field or a meaning.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// A peer that proved no identity: plaintext from another node, from an unenrolled pod, from a NodePort.
 pub const UNKNOWN_IDENTITY: u32 = 0;

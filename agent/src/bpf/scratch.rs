@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{KernelConfig, PIN_ROOT, remove_pins};
+use super::{Capacities, KernelConfig, PIN_ROOT, remove_pins};
 use crate::sys;
 
 const PREFIX: &str = "scratch-";
@@ -42,6 +42,7 @@ impl Scratch {
             host_netns: 1,
             agent_cgroup: 1,
             same_node_tunnel: false,
+            capacities: Capacities::default(),
         }
     }
 }

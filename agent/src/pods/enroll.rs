@@ -11,14 +11,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_common::{Connection, Decision, Guard, Ip, Pod, Tuple, cut};
+use culvert_common::{Guard, Ip, Pod, cut};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::destroy::destroy;
 use super::discovery;
 use super::interface::node_end;
+use super::sockets::PodSockets;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::proxy::{self, PodListeners, PodProxy, Shared};
@@ -95,7 +95,8 @@ pub struct PodState {
 
 /// The pods of this node.
 pub struct Pods {
-    kernel: Arc<Kernel>,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) sockets: Arc<PodSockets>,
     proxy: Arc<Shared>,
     cgroup_root: PathBuf,
     /// Whether what pods send is checked for their addresses.
@@ -112,6 +113,7 @@ impl Pods {
         Self {
             source_guard,
             kernel,
+            sockets: Arc::default(),
             proxy,
             cgroup_root,
             enrolled: HashMap::new(),
@@ -134,6 +136,7 @@ impl Pods {
             report(&pod.wanted.name, "pods entry", self.kernel.maps.remove_pod(pod.cookie));
             report(&pod.wanted.name, "sk_lookup link", self.kernel.detach_pod(pod.cookie));
             report(&pod.wanted.name, "source guard", self.kernel.unguard_pod(pod.cookie));
+            self.sockets.remove(pod.cookie);
             tracing::info!(pod = pod.wanted.name, "left the mesh");
             self.leaving.retain(|_, stop| !stop.is_cancelled());
             self.leaving.insert(pod.cookie, pod.stop.clone());
@@ -185,6 +188,7 @@ impl Pods {
             Err(_) => return Err(format!("no certificate for {} within {CERTIFICATE_WAIT:?}", pod.identity)),
         }
         let netns: Arc<OwnedFd> = Arc::new(netns.into());
+        self.sockets.add(cookie, &*netns).map_err(|e| format!("opening a netlink socket in it: {e}"))?;
         let stop = CancellationToken::new();
         let proxy = PodProxy {
             netns: netns.clone(),
@@ -248,26 +252,14 @@ impl Pods {
         }
     }
 
-    /// Ends the open connections that `judge` refuses now: (client, server, client's identity) → verdict. What goes through
-    /// the agent is the proxy's business. Returns those that were ended, with the verdict.
-    pub fn end_refused(&self, judge: impl Fn(&Tuple, u32) -> Decision) -> Vec<(Tuple, Connection, Decision)> {
-        let pods: HashMap<u64, &Enrolled> = self.enrolled.values().map(|pod| (pod.cookie, pod)).collect();
-        let mut ended = Vec::new();
-        for (tuple, connection) in self.kernel.maps.connections() {
-            let Some(pod) = pods.get(&connection.netns) else { continue };
-            let decision = judge(&tuple, connection.identity);
-            if decision.allowed() {
-                continue;
-            }
-            match destroy(&*pod.netns, connection.socket, tuple.destination().into(), tuple.source().into()) {
-                Ok(true) => ended.push((tuple, connection, decision)),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::error!(pod = pod.wanted.name, %error, "a connection that policy now refuses cannot be ended");
-                }
-            }
-        }
-        ended
+    /// The netns cookie and name of each pod whose listeners and certificate are in place.
+    pub(super) fn names(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.enrolled.values().map(|pod| (pod.cookie, pod.wanted.name.as_str()))
+    }
+
+    /// The pods' sockets, for whoever must end one.
+    pub fn sockets(&self) -> Arc<PodSockets> {
+        self.sockets.clone()
     }
 
     /// Removes what a predecessor left for pods that no longer exist.
@@ -334,7 +326,7 @@ fn enforce_one(kernel: &Kernel, pod: &Enrolled, identity: u32, first: bool) -> R
         address.map_or(Ip::from_words([0; 4]), |a| Ip::from(*a))
     };
     let entry = Pod { identity, ip4: family(true), ip6: family(false), name: cut(&pod.wanted.name) };
-    kernel.maps.put_pod(pod.cookie, entry).map_err(|e| format!("BPF map pods: {e}"))
+    kernel.maps.put_pod(pod.cookie, entry).map_err(|e| e.to_string())
 }
 
 /// The IPv4 and the IPv6 address; all zeros where there is none.
