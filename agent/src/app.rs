@@ -1,6 +1,8 @@
 //! The agent: the one place that knows everyone. Reads top down as the story of a start and of a change.
 
+mod events;
 mod explain;
+mod limits;
 mod mesh;
 mod neighbours;
 mod redirection;
@@ -23,17 +25,19 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::bpf::{self, EventStream, Kernel, KernelConfig, PIN_ROOT};
+use crate::bpf::{self, Capacities, Kernel, KernelConfig, PIN_ROOT};
 use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
 use crate::control::{Update, manifests};
 use crate::identity::{Ca, CertStore, EmbeddedCa};
 use crate::model::{Settings, Snapshot, Workload, World, desired};
-use crate::pods::{Pods, Wanted};
+use crate::pods::{Ended, Pods, Wanted};
 use crate::policy::{Compiled, Interner, compile};
 use crate::proxy::{ProxyConfig, Shared};
 use crate::telemetry::flows::FlowLog;
 use crate::{admin, sys};
+use events::Untracked;
+use limits::Limits;
 use mesh::MeshView;
 use view::{Published, State};
 
@@ -123,20 +127,17 @@ async fn start(args: AgentArgs) -> Result<()> {
     admin::serve(Arc::new(view), &state_dir.join("admin.sock"), shutdown.clone())
         .await
         .context("admin socket")?;
-    read_events(&kernel, flows.clone(), publish.subscribe())?;
+    let guard = args.source_guard != SourceGuard::Off;
+    let pods = Pods::new(kernel.clone(), proxy.clone(), cgroup_root, guard);
+    let untracked = Arc::new(Untracked::new(&kernel));
+    events::read(&kernel, flows.clone(), publish.subscribe(), pods.sockets(), untracked.clone())?;
     tracing::info!(node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
 
     let node = Node {
         settings,
-        pods: Pods::new(
-            kernel.clone(),
-            proxy.clone(),
-            cgroup_root,
-            &state_dir,
-            args.source_guard != SourceGuard::Off,
-        )
-        .with_context(|| format!("writing below {}", state_dir.display()))?,
+        pods,
         end_older: args.end_older_connections.map(Duration::from_secs),
+        limits: Limits::new(kernel.clone(), untracked),
         proxy,
         kernel,
         world: World::default(),
@@ -198,6 +199,7 @@ fn load_kernel(args: &AgentArgs, cgroup_root: &Path) -> Result<Kernel> {
         agent_cgroup,
         same_node_tunnel: args.same_node == SameNode::Tunnel,
         clsact_guard: args.source_guard == SourceGuard::Clsact,
+        capacities: Capacities::with(&args.map_entries),
     };
     Ok(Kernel::load(&config)?)
 }
@@ -213,35 +215,11 @@ fn settings(args: &AgentArgs) -> Settings {
     }
 }
 
-/// Moves what the kernel reports into the flow log; refusals also into the log.
-fn read_events(
-    kernel: &Arc<Kernel>,
-    flows: Arc<FlowLog>,
-    names: watch::Receiver<Arc<Snapshot>>,
-) -> Result<()> {
-    let mut events = EventStream::open(kernel).context("opening the event ring")?;
-    tokio::spawn(async move {
-        loop {
-            let result = events.read(|event| {
-                let refused = event.verdict == culvert_common::Verdict::Refused as u32;
-                let seq = flows.kernel(event);
-                if refused {
-                    mesh::log_refusal(&flows, seq, &**names.borrow());
-                }
-            });
-            if let Err(error) = result.await {
-                tracing::error!(%error, "the event ring cannot be read any more: flows are lost");
-                return;
-            }
-        }
-    });
-    Ok(())
-}
-
 /// The state that follows the world.
 struct Node {
     settings: Settings,
     pods: Pods,
+    limits: Limits,
     proxy: Arc<Shared>,
     kernel: Arc<Kernel>,
     world: World,
@@ -274,6 +252,8 @@ impl Node {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rounds = tokio::time::interval(limits::ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let dirty = tokio::select! {
                 _ = terminate.recv() => { if self.told_to_stop() { break } false }
@@ -294,6 +274,11 @@ impl Node {
                     seen.moved
                 }
                 () = tokio::time::sleep(UNSTUCK), if self.stuck.is_some() => true,
+                _ = rounds.tick() => {
+                    let ended = self.limits.look(&self.pods);
+                    self.report_ended(ended, &self.publish.borrow());
+                    false
+                }
                 () = until(self.rechecks.front().copied()) => {
                     self.rechecks.pop_front();
                     let snapshot = self.publish.borrow().clone();
@@ -342,9 +327,10 @@ impl Node {
             self.pods.prepare(&wanted).await;
         }
         let desired = desired(&mesh, &compiled, &self.pods.serving(), interner);
-        if let Err(error) = self.kernel.maps.sync_before(&desired) {
-            return self.stay(error.to_string());
-        }
+        let mut short = match self.kernel.maps.sync_before(&desired) {
+            Ok(synced) => synced.short,
+            Err(error) => return self.stay(error.to_string()),
+        };
         self.stuck = None;
         let snapshot = Arc::new(Snapshot::new(mesh, compiled));
         self.publish.send_replace(snapshot.clone());
@@ -355,14 +341,28 @@ impl Node {
         if let Err(error) = self.kernel.maps.sync_after(&desired) {
             tracing::error!(%error, "old kernel table entries could not be removed");
         }
+        if !short.is_empty() {
+            // What has just gone has left room.
+            short = match self.kernel.maps.sync_before(&desired) {
+                Ok(synced) => synced.short,
+                Err(error) => return self.stay(error.to_string()),
+            };
+        }
+        self.limits.tell(&short);
         if !self.swept {
             self.swept = true;
             if let Err(error) = self.pods.sweep() {
                 tracing::error!(%error, "what an earlier agent left could not be removed");
             }
+            let ended = self.limits.compare(&self.pods);
+            self.report_ended(ended, &snapshot);
         }
         self.retire_predecessor();
-        self.status.send_modify(|state| state.reconciled = true);
+        self.status.send_modify(|state| {
+            state.reconciled = true;
+            state.stuck = None;
+            state.short = short;
+        });
         self.tell();
     }
 
@@ -387,6 +387,7 @@ impl Node {
                 "kernel tables could not be written: the state before stays in force, and the change is tried again"
             );
         }
+        self.status.send_modify(|state| state.stuck = Some(error.clone()));
         self.stuck = Some(error);
     }
 
@@ -422,7 +423,11 @@ impl Node {
                 None => Decision::refuse(Reason::UnknownDestination),
             }
         };
-        for (tuple, connection, decision) in self.pods.end_refused(judge) {
+        self.report_ended(self.pods.end_refused(judge), snapshot);
+    }
+
+    fn report_ended(&self, ended: Vec<Ended>, snapshot: &Snapshot) {
+        for (tuple, connection, decision) in ended {
             let seq = self.flows.kernel(mesh::ended(tuple, connection, decision));
             mesh::log_refusal(&self.flows, seq, snapshot);
         }
@@ -469,6 +474,8 @@ async fn ended(what: &mut Option<Pin<Box<dyn Future<Output = ()> + Send>>>) {
 /// Takes over the numbers that a predecessor gave and left in the maps.
 fn adopt(kernel: &Kernel) -> Interner {
     let mut interner = Interner::new();
+    interner.set_identity_floor(kernel.maps.highest_identity());
+    interner.set_room(kernel.maps.room_for("policy"), kernel.maps.room_for("sources"));
     for (id, text) in kernel.maps.pinned_identities() {
         interner.adopt_identity(id, &text);
     }

@@ -7,6 +7,8 @@
 /// Pins of all instances.
 pub(crate) const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
+mod batch;
+mod capacity;
 mod clsact;
 mod events;
 mod features;
@@ -14,19 +16,26 @@ mod guard;
 mod link;
 mod load;
 mod maps;
+mod mirror;
 mod neighbours;
 mod owners;
+mod pins;
 mod probe;
+mod resize;
+mod room;
 mod scratch;
 mod sync;
 mod trial;
+mod usage;
 
+pub use capacity::{Capacities, MapEntries};
 pub use events::EventStream;
 pub(crate) use guard::{count_filters, remove_filters};
-pub(crate) use load::remove_pins;
 pub use load::{Kernel, KernelConfig, KernelError};
 pub use maps::Maps;
 pub use neighbours::Neighbour;
+pub(crate) use pins::remove_pins;
 pub use probe::lacking;
 pub use scratch::Scratch;
-pub use sync::SyncStats;
+pub use sync::{Short, SyncStats, Synced};
+pub use usage::Usage;

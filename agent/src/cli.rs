@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bpf::MapEntries;
 use crate::policy::L7Deny;
 
 /// Node agent of an ambient service mesh: eBPF decides, HBONE encrypts.
@@ -109,6 +110,10 @@ pub struct AgentArgs {
     /// filter where the kernel has none), `clsact` (by a tc filter in any case) or `off`
     #[arg(long, value_enum, default_value_t = SourceGuard::Enforce)]
     pub source_guard: SourceGuard,
+    /// How many entries a BPF map has room for, for example `workloads=500000`; a map that is full closes what it has no room
+    /// for, and `culvert metrics` tells how full each is (culvert_map_entries, culvert_map_max_entries)
+    #[arg(long, value_name = "MAP=N", value_delimiter = ',')]
+    pub map_entries: Vec<MapEntries>,
     /// Lifetime of workload certificates, in seconds; renewed at half of it
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=31_536_000))]
     pub certificate_ttl: u64,

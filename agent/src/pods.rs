@@ -1,13 +1,18 @@
-//! Local pods: found, enrolled, released.
+//! Local pods: found, enrolled, released; and their sockets.
 
-mod diag;
+mod destroy;
 pub mod discovery;
-mod ending;
+mod dump;
 mod enroll;
 mod interface;
+mod netlink;
 mod older;
+mod sockets;
+mod tracked;
 mod wanted;
 
 pub use enroll::{PodState, Pods, Seen};
 pub use older::OlderConnection;
+pub use sockets::PodSockets;
+pub use tracked::Ended;
 pub use wanted::Wanted;

@@ -38,10 +38,13 @@ pub enum Hook {
     Admit = 2,
     /// sockops: the connection ended; bytes and duration are set.
     Close = 3,
-    /// The agent: policy changed, and the open connection was destroyed.
+    /// The agent: the open connection was destroyed, because policy changed or because it could not be kept in sight.
     Destroy = 4,
     /// The agent: an open connection was destroyed at its source.
     DestroyAtSource = 5,
+    /// sockops: an accepted connection has no room in `connections`. The agent destroys it, and reports that as
+    /// [`Hook::Destroy`].
+    Untracked = 6,
 }
 
 macro_rules! numbered {
@@ -152,6 +155,10 @@ numbered! {
         RefusedMultipath = 10 => "refused_multipath",
         /// Connections that another program led elsewhere after Culvert's decision.
         Diverted = 11 => "diverted",
+        /// Accepted connections that found no room in `connections`: the agent destroys them.
+        Untracked = 12 => "untracked",
+        /// Connections whose note (AUDIT, dry run) found no room and was not counted; the verdict stood.
+        NotesLost = 13 => "notes_lost",
     }
 }
 
@@ -169,6 +176,9 @@ pub struct FlowEvent {
     pub bytes_received: u64,
     /// Close only: nanoseconds since connect().
     pub duration_ns: u64,
+    /// Cookie (SO_COOKIE) of the socket that the agent is to destroy, else 0: at the destination for [`Hook::Untracked`], at the
+    /// source otherwise.
+    pub socket: u64,
     /// Both ends. At the source of a tunnel the true target, not the agent's listener.
     pub tuple: Tuple,
     /// What the app asked for (a service's virtual address), else equal to the tuple's destination.
@@ -192,7 +202,7 @@ pub struct FlowEvent {
     /// Zero.
     pub reserved: u32,
 }
-assert_size!(FlowEvent, 136);
+assert_size!(FlowEvent, 144);
 
 #[cfg(test)]
 mod tests {

@@ -23,6 +23,7 @@
 //! | `identities` | identity | [`Name`] | agent | the reader |
 //! | `admitted` | [`Tuple`] | [`Admission`] | sockets | admit |
 //! | `connections` | [`Tuple`] | [`Connection`] | sockets | agent |
+//! | `unlisted` | block: [`SourceKey`] of class 0 (LPM) | 1 | agent | connect |
 //! | `original_dst` | [`LocalKey`] | [`OriginalDst`] | sockets | agent |
 //! | `original_src` | [`LocalKey`] | [`Endpoint`] | agent | sockets |
 //! | `socket_state` | socket (SK_STORAGE) | [`SocketState`] | connect, sockets | sockets, peername |

@@ -30,7 +30,7 @@ pub enum SocketKind {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct SocketState {
-    /// `bpf_ktime_get_ns()` at connect.
+    /// `bpf_ktime_get_ns()` at connect, or when the connection was accepted.
     pub opened_ns: u64,
     /// The address that getpeername() reports: what the app asked for, or the tunnelled client's real address.
     pub peer: Endpoint,

@@ -60,6 +60,7 @@ fn report(tuple: Tuple, source: u32, destination: u32, decision: Decision) {
         bytes_sent: 0,
         bytes_received: 0,
         duration_ns: 0,
+        socket: 0,
         tuple,
         requested: tuple.destination(),
         verdict: decision.verdict as u32,

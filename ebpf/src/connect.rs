@@ -1,11 +1,12 @@
 //! cgroup/connect4 and connect6: a process of this node calls connect().
 
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::programs::SockAddrContext;
 use culvert_common::*;
 
 use crate::ctx::{self, Family};
 use crate::events::{count, emit, note, now};
-use crate::maps::{BACKENDS, KernelPolicy, PODS, SERVICES, WORKLOADS, config, copied};
+use crate::maps::{BACKENDS, KernelPolicy, PODS, SERVICES, UNLISTED, WORKLOADS, config, copied};
 
 /// What becomes of a connect().
 pub enum Outcome {
@@ -96,6 +97,7 @@ fn from_pod<F: Family>(
         bytes_sent: 0,
         bytes_received: 0,
         duration_ns: 0,
+        socket: 0,
         tuple: Tuple::new(Endpoint::new(own_address(pod, requested.ip()), 0), requested),
         requested,
         verdict: Verdict::Refused as u32,
@@ -121,6 +123,10 @@ fn from_pod<F: Family>(
     // A service's backends are not asked: the service said that it has no waypoint.
     if target == requested && workload.is_some_and(|w| w.flags & flags::WAYPOINT != 0) {
         return to_waypoint::<F>(ctx, flow);
+    }
+    if workload.is_none() && unlisted(target.ip()) {
+        count(Counter::MapFull);
+        return refuse(&mut flow, Decision::refuse(Reason::KernelState));
     }
     let Some(workload) = workload.filter(|w| w.flags & flags::ENROLLED != 0) else {
         return leave::<F>(ctx, flow, Decision::allow(Reason::OutsideMesh));
@@ -176,6 +182,12 @@ fn to_waypoint<F: Family>(ctx: &SockAddrContext, mut flow: FlowEvent) -> Outcome
     flow.tuple = Tuple::new(flow.tuple.source(), flow.requested);
     let agent = Endpoint::new(F::loopback(flow.requested.ip()), OUTBOUND_PORT);
     go::<F>(ctx, flow, SocketKind::Tunnel, agent, Decision::allow(Reason::Waypoint))
+}
+
+/// Whether the agent knows something at or near `ip` that its tables have no room for: what is missing is not outside.
+#[inline(always)]
+fn unlisted(ip: Ip) -> bool {
+    UNLISTED.get(&Key::new(SourceKey::BITS, SourceKey::new(0, ip))).is_some()
 }
 
 /// Lets the connection out of the mesh, to the backend that was chosen.

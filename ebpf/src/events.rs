@@ -31,7 +31,7 @@ pub fn note(note: u32) {
     match NOTES.get_ptr_mut(&note) {
         // SAFETY: as for `count`.
         Some(times) => unsafe { *times += 1 },
-        None => count(Counter::MapFull), // the agent writes the element before any row that refers to it
+        None => count(Counter::NotesLost), // the agent writes the element before any row that refers to it, if there is room
     }
 }
 

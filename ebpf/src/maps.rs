@@ -33,6 +33,9 @@ pub static POLICY: HashMap<PolicyKey, PolicyRow, MAX_POLICY_ROWS, ON_DEMAND> = H
 #[btf_map(name = "sources")]
 pub static SOURCES: LpmTrie<SourceKey, u32, MAX_SOURCES> = LpmTrie::new();
 
+#[btf_map(name = "unlisted")]
+pub static UNLISTED: LpmTrie<SourceKey, u32, MAX_UNLISTED> = LpmTrie::new();
+
 #[btf_map(name = "notes")]
 pub static NOTES: PerCpuHashMap<u32, u64, MAX_NOTES, ON_DEMAND> = PerCpuHashMap::new();
 

@@ -51,7 +51,7 @@ fn on_connect(ctx: &SockOpsContext) {
         _ => return,
     };
     if written.is_err() {
-        count(Counter::MapFull); // without the entry the other end refuses: closed
+        return without_entry(ctx, &state, netns, local);
     }
     // Without the callback an entry of a connection that never opens would stay until its tuple is used again.
     watch(ctx);
@@ -99,6 +99,28 @@ fn on_established(ctx: &SockOpsContext) {
     }
 }
 
+/// There is no room for what the other end must know: the connection ends here.
+#[inline(always)]
+fn without_entry(ctx: &SockOpsContext, state: &SocketState, netns: u64, local: Endpoint) {
+    count(Counter::MapFull);
+    let path = match state.kind {
+        // The other end would take it for plaintext, and may let that in.
+        k if k == SocketKind::Direct as u32 => {
+            ctx::cut_off(ctx);
+            Path::Direct
+        }
+        // The agent's listener would not know where to.
+        k if k == SocketKind::Tunnel as u32 => Path::Tunnel,
+        _ => return,
+    };
+    let mut event = flow(state, netns, Tuple::new(local, state.target), path, Hook::Sockops);
+    event.verdict = Verdict::Refused as u32;
+    event.reason = Reason::KernelState as u32;
+    event.policy = 0;
+    event.socket = ctx::socket_cookie(ctx);
+    emit(event);
+}
+
 #[inline(always)]
 fn opened(state: &SocketState, netns: u64, tuple: Tuple) {
     let (counter, path) = match state.kind {
@@ -120,6 +142,7 @@ fn flow(state: &SocketState, netns: u64, tuple: Tuple, path: Path, hook: Hook) -
         bytes_sent: 0,
         bytes_received: 0,
         duration_ns: 0,
+        socket: 0,
         tuple,
         requested: state.peer,
         verdict: Verdict::Allowed as u32,
@@ -160,22 +183,57 @@ fn on_accept(ctx: &SockOpsContext) {
 fn note_inbound(ctx: &SockOpsContext, tuple: Tuple, netns: u64, identity: u32) {
     let port = tuple.destination().port();
     let judged_elsewhere = port == HBONE_PORT || port == OUTBOUND_PORT; // by the agent
-    let always_allowed = identity == HOST_IDENTITY || identity == OWN_IDENTITY;
-    if judged_elsewhere || always_allowed || tuple.destination().ip().is_loopback() {
+    if judged_elsewhere || identity == OWN_IDENTITY || tuple.destination().ip().is_loopback() {
         return;
     }
     let pod: Option<Pod> = copied!(PODS, &netns);
     if pod.is_none() {
         return;
     }
-    let Some(state) = ctx::ops_state_or_new(ctx) else { return count(Counter::MapFull) };
-    state.kind = SocketKind::Inbound as u32;
+    if identity == HOST_IDENTITY {
+        // Never refused, so not kept in sight. The mark tells it from connections that no hook has seen begin.
+        if let Some(state) = ctx::ops_state_or_new(ctx) {
+            state.kind = SocketKind::Host as u32;
+        }
+        return;
+    }
     let socket = ctx::socket_cookie(ctx);
     let connection = Connection { opened_ns: now(), netns, socket, identity, reserved: 0 };
+    // The socket's own storage says the same: that is how the agent finds a connection that has no entry.
+    let Some(state) = ctx::ops_state_or_new(ctx) else { return untracked(tuple, connection) };
+    state.opened_ns = connection.opened_ns;
+    state.kind = SocketKind::Inbound as u32;
+    state.source = identity;
     if CONNECTIONS.insert(tuple, connection, REPLACE).is_err() {
-        count(Counter::MapFull);
+        return untracked(tuple, connection);
     }
     watch(ctx);
+}
+
+/// A change of policy would not find this connection. The program cannot end it: the agent does.
+#[inline(always)]
+fn untracked(tuple: Tuple, connection: Connection) {
+    count(Counter::Untracked);
+    let path = if connection.identity == UNKNOWN_IDENTITY { Path::Passthrough } else { Path::Direct };
+    emit(FlowEvent {
+        time_ns: connection.opened_ns,
+        netns: connection.netns,
+        bytes_sent: 0,
+        bytes_received: 0,
+        duration_ns: 0,
+        socket: connection.socket,
+        tuple,
+        requested: tuple.destination(),
+        verdict: Verdict::Refused as u32,
+        reason: Reason::KernelState as u32,
+        policy: 0,
+        path: path as u32,
+        hook: Hook::Untracked as u32,
+        source: connection.identity,
+        destination: UNKNOWN_IDENTITY,
+        note: 0,
+        reserved: 0,
+    });
 }
 
 #[inline(always)]

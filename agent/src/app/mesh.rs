@@ -96,6 +96,7 @@ pub(super) fn ended(tuple: Tuple, connection: Connection, decision: Decision) ->
         bytes_sent: 0,
         bytes_received: 0,
         duration_ns: now.saturating_sub(connection.opened_ns),
+        socket: 0,
         tuple,
         requested: tuple.destination(),
         verdict: decision.verdict as u32,

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::explain::Explainer;
 use super::redirection;
 use crate::admin::View;
-use crate::bpf::Kernel;
+use crate::bpf::{Kernel, Short};
 use crate::cli::SameNode;
 use crate::control::Report;
 use crate::identity::CertStore;
@@ -28,6 +28,10 @@ pub(super) struct State {
     pub(super) reconciled: bool,
     /// Whether it has been told to stop, and takes no new tunnels.
     pub(super) draining: bool,
+    /// Why the last change could not be put in force, as long as that holds.
+    pub(super) stuck: Option<String>,
+    /// The maps that have no room for everything.
+    pub(super) short: Vec<Short>,
     pub(super) pods: Vec<PodState>,
     pub(super) source: Report,
 }
@@ -49,10 +53,10 @@ impl View for Published {
         if state.draining {
             return vec!["the end of open tunnels: the agent stops".to_owned()];
         }
-        if !state.reconciled {
-            return vec!["first state from the control source".to_owned()];
-        }
-        Vec::new()
+        let first = (!state.reconciled).then(|| "first state from the control source".to_owned());
+        let short = state.short.iter().map(ToString::to_string);
+        let stuck = state.stuck.iter().map(|error| format!("the last change: {error}"));
+        first.into_iter().chain(stuck).chain(short).collect()
     }
 
     fn metrics(&self) -> String {
@@ -67,6 +71,7 @@ impl View for Published {
             enrolled_pods: count("enrolled"),
             pending_pods: count("pending"),
             older_connections: state.pods.iter().map(|pod| pod.older_connections.len() as u64).sum(),
+            maps: self.kernel.maps.usage().unwrap_or_default(),
             policies: self.snapshots.borrow().compiled.notes.tallies(|id| self.kernel.maps.note_count(id)),
         };
         metrics.render()

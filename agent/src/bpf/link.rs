@@ -103,6 +103,15 @@ impl PinnedLink {
     }
 }
 
+/// Puts `program` behind the link pinned at `path`. A link whose target is gone is left as it is.
+pub(super) fn replace_program(path: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+    let Some(link) = get(path)? else { return Ok(()) };
+    match update(link.as_fd(), program) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// `target`: a descriptor, or the index of an interface.
 fn create(program: BorrowedFd<'_>, target: u32, kind: AttachType, place: u32) -> io::Result<OwnedFd> {
     let mut words = [0; 32];

@@ -7,14 +7,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use aya::maps::{Array, MapData, MapError};
+use aya::maps::{MapData, MapError};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use culvert_common::{ABI_VERSION, Config, flags};
 
+use super::capacity::Capacities;
 use super::guard::{GUARD, Guarded, Hook, instance_of};
-use super::link::{AttachType, PinnedLink};
+use super::link::{AttachType, PinnedLink, replace_program};
 use super::maps::{MAP_NAMES, Maps};
+use super::pins::{aside, remove_pins, set_foreign_abi_aside};
+use super::resize::Resize;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CULVERT_BPF_OBJECT"));
 
@@ -33,6 +36,8 @@ pub struct KernelConfig {
     pub same_node_tunnel: bool,
     /// The source guard by a filter at clsact even where the kernel has tcx links.
     pub clsact_guard: bool,
+    /// Room of the maps.
+    pub capacities: Capacities,
 }
 
 /// Why the kernel side could not be brought up.
@@ -126,12 +131,17 @@ impl Kernel {
         let links = config.pins.join("links");
         create_dir(&links)?;
         set_foreign_abi_aside(&config.pins)?;
+        let (resize, capacities) = Resize::prepare(&config.pins, &config.capacities)?;
         let mut loader = EbpfLoader::new();
         for name in MAP_NAMES {
             loader.map_pin_path(name, config.pins.join(name));
         }
+        for (name, entries) in capacities.iter() {
+            loader.map_max_entries(name, entries);
+        }
         let mut programs = loader.load(OBJECT)?;
-        let mut maps = Maps::take(&mut programs)?;
+        resize.copy_tables()?;
+        let mut maps = Maps::take(&mut programs, capacities)?;
         maps.set_config(Config {
             host_netns: config.host_netns,
             agent_cgroup: config.agent_cgroup,
@@ -154,6 +164,10 @@ impl Kernel {
                 })?;
             node_links.push(link);
         }
+        if !resize.is_empty() {
+            replace_pod_programs(&links, &programs)?;
+        }
+        resize.finish()?;
         Ok(Self {
             programs: Mutex::new(programs),
             pins: config.pins.clone(),
@@ -255,9 +269,35 @@ impl Kernel {
         instance_of(&self.pins)
     }
 
+    /// The map of what the programs keep with each socket.
+    ///
+    /// # Errors
+    ///
+    /// Its pin cannot be opened.
+    pub fn socket_storage(&self) -> io::Result<OwnedFd> {
+        let map = MapData::from_pin(self.pins.join("socket_state")).map_err(io::Error::other)?;
+        map.fd().as_fd().try_clone_to_owned()
+    }
+
     fn pod_pin(&self, cookie: u64) -> PathBuf {
         self.pins.join("links").join(format!("admit-{cookie}"))
     }
+}
+
+/// The pods' links get the new programs at once: the old ones look into maps that nobody writes any more.
+fn replace_pod_programs(links: &Path, programs: &Ebpf) -> Result<(), KernelError> {
+    let failed = |path: PathBuf| move |source| KernelError::Path { path, source };
+    for entry in fs::read_dir(links).map_err(failed(links.to_owned()))? {
+        let path = entry.map_err(failed(links.to_owned()))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let program = match name.split_once('-') {
+            Some(("admit", _)) => fd(programs, ADMIT)?,
+            Some(("guard", _)) => fd(programs, GUARD)?,
+            _ => continue,
+        };
+        replace_program(&path, program).map_err(failed(path))?;
+    }
+    Ok(())
 }
 
 fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
@@ -286,60 +326,7 @@ pub(super) fn fd<'a>(programs: &'a Ebpf, name: &'static str) -> Result<BorrowedF
     fd.map(|fd| fd.as_fd()).map_err(|source| KernelError::Program { name, source })
 }
 
-/// Maps of another layout cannot be adopted. Their programs stay attached, under another name, until the new ones
-/// enforce: see [`Kernel::retire_predecessor`].
-fn set_foreign_abi_aside(pins: &Path) -> Result<(), KernelError> {
-    let pinned = pins.join("config");
-    if !pinned.exists() {
-        return Ok(());
-    }
-    let version = MapData::from_pin(&pinned)
-        .and_then(|data| Array::<_, Config>::try_from(aya::maps::Map::Array(data)))
-        .and_then(|config| config.get(&0, 0))
-        .map(|config| config.abi_version);
-    if matches!(version, Ok(ABI_VERSION)) {
-        return Ok(());
-    }
-    tracing::warn!(
-        pins = %pins.display(),
-        ?version,
-        ours = ABI_VERSION,
-        "pinned maps have another layout: their programs go on until the new ones enforce"
-    );
-    let aside = aside(pins);
-    let moved = remove_pins(&aside).and_then(|()| fs::rename(pins, &aside));
-    // They know another agent's cgroup, and would keep this one from the mesh's ports.
-    let ports = |name| match fs::remove_file(aside.join("links").join(name)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    moved
-        .and_then(|()| ports("bind4"))
-        .and_then(|()| ports("bind6"))
-        .map_err(|source| KernelError::Path { path: pins.to_owned(), source })?;
-    create_dir(&pins.join("links"))
-}
-
-/// Where the pins of a predecessor with another layout wait. No instance has such a name.
-fn aside(pins: &Path) -> PathBuf {
-    let mut name = pins.file_name().unwrap_or_default().to_owned();
-    name.push("~");
-    pins.with_file_name(name)
-}
-
-/// Removes an instance's pins, links before maps, and those that were set aside. Missing is no error.
-pub(crate) fn remove_pins(pins: &Path) -> io::Result<()> {
-    let aside = aside(pins);
-    for dir in [pins.join("links"), pins.to_owned(), aside.join("links"), aside] {
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn create_dir(path: &Path) -> Result<(), KernelError> {
+pub(super) fn create_dir(path: &Path) -> Result<(), KernelError> {
     fs::create_dir_all(path).map_err(|source| KernelError::Path { path: path.to_owned(), source })
 }
 

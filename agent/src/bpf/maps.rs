@@ -1,22 +1,24 @@
 //! Typed handles of every map the agent touches, taken once: a missing map fails at start.
 
 use std::cell::Cell;
-use std::collections::HashSet;
-use std::hash::Hash;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use culvert_common::*;
 
+use super::batch;
+use super::capacity::Capacities;
 use super::load::{KernelError, lock};
+use super::mirror::{self, Blocks, Mirror, Mirrored, NoteCounts, Table};
 use crate::policy::SourceBlock;
 
 /// Every pinned map. `socket_state` belongs to its sockets, but is pinned for the reader of a dump.
-pub(super) const MAP_NAMES: [&str; 18] = [
+pub(super) const MAP_NAMES: [&str; 19] = [
     "config",
     "pods",
     "guards",
@@ -25,6 +27,7 @@ pub(super) const MAP_NAMES: [&str; 18] = [
     "backends",
     "policy",
     "sources",
+    "unlisted",
     "notes",
     "policy_names",
     "identities",
@@ -37,120 +40,31 @@ pub(super) const MAP_NAMES: [&str; 18] = [
     "events",
 ];
 
-pub(super) type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
-pub(super) type Mirrored<K, V> = Mutex<Mirror<HashMap<MapData, K, V>, K, V>>;
-
-/// What a [`Mirror`] needs of a map.
-pub(super) trait Store<K, V> {
-    fn all(&self) -> std::collections::HashMap<K, V>;
-    fn write(&mut self, key: &K, value: &V) -> Result<(), MapError>;
-    fn erase(&mut self, key: &K) -> Result<(), MapError>;
-}
-
-impl<K: aya::Pod + Eq + Hash, V: aya::Pod> Store<K, V> for HashMap<MapData, K, V> {
-    fn all(&self) -> std::collections::HashMap<K, V> {
-        self.iter().filter_map(Result::ok).collect()
-    }
-
-    fn write(&mut self, key: &K, value: &V) -> Result<(), MapError> {
-        self.insert(key, value, 0)
-    }
-
-    fn erase(&mut self, key: &K) -> Result<(), MapError> {
-        self.remove(key)
-    }
-}
-
-impl Store<SourceBlock, u32> for LpmTrie<MapData, SourceKey, u32> {
-    fn all(&self) -> std::collections::HashMap<SourceBlock, u32> {
-        let found = self.iter().filter_map(Result::ok);
-        found.map(|(key, class)| ((key.data(), key.prefix_len()), class)).collect()
-    }
-
-    fn write(&mut self, (key, bits): &SourceBlock, class: &u32) -> Result<(), MapError> {
-        self.insert(&Key::new(*bits, *key), class, 0)
-    }
-
-    fn erase(&mut self, (key, bits): &SourceBlock) -> Result<(), MapError> {
-        self.remove(&Key::new(*bits, *key))
-    }
-}
-
-/// A map that only the agent writes, with a copy of its content: what has not changed costs no system call.
-pub(super) struct Mirror<M, K, V> {
-    map: M,
-    known: std::collections::HashMap<K, V>,
-}
-
-impl<M: Store<K, V>, K: Copy + Eq + Hash, V: Copy + PartialEq> Mirror<M, K, V> {
-    /// Reads what an earlier agent left.
-    fn new(map: M) -> Self {
-        let known = map.all();
-        Self { map, known }
-    }
-
-    /// What is in the map.
-    pub(super) fn known(&self) -> &std::collections::HashMap<K, V> {
-        &self.known
-    }
-
-    /// Writes the entry unless it is there already; returns whether it was written.
-    pub(super) fn put(&mut self, key: &K, value: &V) -> Result<bool, MapError> {
-        if self.known.get(key) == Some(value) {
-            return Ok(false);
-        }
-        self.map.write(key, value)?;
-        self.known.insert(*key, *value);
-        Ok(true)
-    }
-
-    /// Removes the entries that `keep` does not want; returns how many.
-    pub(super) fn prune(&mut self, keep: impl Fn(&K) -> bool) -> Result<usize, MapError> {
-        let gone: Vec<K> = self.known.keys().filter(|key| !keep(key)).copied().collect();
-        for key in &gone {
-            self.map.erase(key)?;
-            self.known.remove(key);
-        }
-        Ok(gone.len())
-    }
-}
-
-/// The `notes` map, and which notes are in it: a change that brings no new one costs no system call.
-struct NoteCounts {
-    map: PerCpuHashMap<MapData, u32, u64>,
-    known: HashSet<u32>,
-}
-
-impl NoteCounts {
-    fn new(map: PerCpuHashMap<MapData, u32, u64>) -> Self {
-        let known = map.keys().filter_map(Result::ok).collect();
-        Self { map, known }
-    }
-}
-
 /// The maps.
 pub struct Maps {
     config: Array<MapData, Config>,
     pub(super) pods: Table<u64, Pod>,
-    guards: Table<u32, Guard>,
+    pub(super) guards: Table<u32, Guard>,
     pub(super) workloads: Mirrored<Ip, Workload>,
     pub(super) services: Mirrored<ServiceKey, Service>,
     pub(super) backends: Mirrored<BackendKey, Endpoint>,
     pub(super) policy: Mirrored<PolicyKey, PolicyRow>,
-    pub(super) sources: Mutex<SourcesMirror>,
-    notes: Mutex<NoteCounts>,
+    pub(super) sources: Blocks,
+    pub(super) unlisted: Blocks,
+    pub(super) notes: Mutex<NoteCounts>,
     pub(super) policy_names: Mirrored<u32, Name>,
     pub(super) identities: Mirrored<u32, Name>,
-    admitted: Table<Tuple, Admission>,
-    connections: Table<Tuple, Connection>,
-    original_dst: Table<LocalKey, OriginalDst>,
-    original_src: Table<LocalKey, Endpoint>,
+    pub(super) admitted: Table<Tuple, Admission>,
+    pub(super) connections: Table<Tuple, Connection>,
+    pub(super) original_dst: Table<LocalKey, OriginalDst>,
+    pub(super) original_src: Table<LocalKey, Endpoint>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Option<RingBuf<MapData>>>,
+    pub(super) capacities: Capacities,
 }
 
 impl Maps {
-    pub(super) fn take(object: &mut Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn take(object: &mut Ebpf, capacities: Capacities) -> Result<Self, KernelError> {
         fn typed<T: TryFrom<Map, Error = MapError>>(
             object: &mut Ebpf,
             name: &'static str,
@@ -160,25 +74,44 @@ impl Maps {
             let map = object.take_map(name).ok_or_else(missing)?;
             T::try_from(map).map_err(|source| KernelError::Map { name, source })
         }
+        macro_rules! mirror {
+            ($name:literal) => {
+                mirror!($name, capacities.of($name))
+            };
+            ($name:literal, $capacity:expr) => {
+                Mutex::new(
+                    Mirror::new($name, typed(object, $name)?, $capacity).map_err(|error| {
+                        KernelError::Map { name: $name, source: MapError::IoError(error) }
+                    })?,
+                )
+            };
+        }
         Ok(Self {
             config: typed(object, "config")?,
             pods: Mutex::new(typed(object, "pods")?),
             guards: Mutex::new(typed(object, "guards")?),
-            workloads: Mutex::new(Mirror::new(typed(object, "workloads")?)),
-            services: Mutex::new(Mirror::new(typed(object, "services")?)),
-            backends: Mutex::new(Mirror::new(typed(object, "backends")?)),
-            policy: Mutex::new(Mirror::new(typed(object, "policy")?)),
-            sources: Mutex::new(Mirror::new(typed(object, "sources")?)),
+            workloads: mirror!("workloads"),
+            services: mirror!("services"),
+            backends: mirror!("backends"),
+            policy: mirror!("policy"),
+            sources: mirror!("sources"),
+            unlisted: mirror!("unlisted", MAX_UNLISTED),
             notes: Mutex::new(NoteCounts::new(typed(object, "notes")?)),
-            policy_names: Mutex::new(Mirror::new(typed(object, "policy_names")?)),
-            identities: Mutex::new(Mirror::new(typed(object, "identities")?)),
+            policy_names: mirror!("policy_names"),
+            identities: mirror!("identities"),
             admitted: Mutex::new(typed(object, "admitted")?),
             connections: Mutex::new(typed(object, "connections")?),
             original_dst: Mutex::new(typed(object, "original_dst")?),
             original_src: Mutex::new(typed(object, "original_src")?),
             counters: typed(object, "counters")?,
             events: Mutex::new(Some(typed(object, "events")?)),
+            capacities,
         })
+    }
+
+    /// How many entries a map can have.
+    pub fn room_for(&self, map: &str) -> usize {
+        self.capacities.of(map)
     }
 
     pub(super) fn set_config(&mut self, config: Config) -> Result<(), KernelError> {
@@ -195,7 +128,9 @@ impl Maps {
 
     /// Announces the real client of a connection that the agent is about to open.
     pub fn put_original_src(&self, key: LocalKey, client: Endpoint) -> io::Result<()> {
-        lock(&self.original_src).insert(key, client, 0).map_err(io::Error::other)
+        lock(&self.original_src)
+            .insert(key, client, 0)
+            .map_err(|error| self.unwritten("original_src", &error))
     }
 
     /// Takes an announcement back.
@@ -217,7 +152,7 @@ impl Maps {
 
     /// Adds a local pod. From now on its connections are decided.
     pub fn put_pod(&self, netns: u64, pod: Pod) -> io::Result<()> {
-        lock(&self.pods).insert(netns, pod, 0).map_err(io::Error::other)
+        lock(&self.pods).insert(netns, pod, 0).map_err(|error| self.unwritten("pods", &error))
     }
 
     /// Removes a local pod. Its connections are its own affair again.
@@ -227,7 +162,7 @@ impl Maps {
 
     /// The addresses that what arrives by an interface may bear.
     pub(super) fn put_guard(&self, index: u32, guard: Guard) -> io::Result<()> {
-        lock(&self.guards).insert(index, guard, 0).map_err(io::Error::other)
+        lock(&self.guards).insert(index, guard, 0).map_err(|error| self.unwritten("guards", &error))
     }
 
     /// Forgets an interface.
@@ -242,14 +177,34 @@ impl Maps {
         gone.iter().try_for_each(|index| found(map.remove(index)).map(drop))
     }
 
+    /// What to do about it, when it is want of room.
+    fn unwritten(&self, map: &str, error: &MapError) -> io::Error {
+        if mirror::kind(error) == io::ErrorKind::StorageFull {
+            let room = self.capacities.of(map);
+            return io::Error::other(format!(
+                "BPF map {map} is full ({room} entries): --map-entries {map}=N"
+            ));
+        }
+        io::Error::other(format!("BPF map {map}: {error}"))
+    }
+
     /// Cookies of all pods in the map.
     pub fn pod_cookies(&self) -> Vec<u64> {
         lock(&self.pods).keys().filter_map(Result::ok).collect()
     }
 
     /// Open connections into pods of this node that do not go through the agent, with the client's end first.
-    pub fn connections(&self) -> Vec<(Tuple, Connection)> {
-        lock(&self.connections).iter().filter_map(Result::ok).collect()
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn connections(&self) -> io::Result<Vec<(Tuple, Connection)>> {
+        batch::read_as(lock(&self.connections).map().fd().as_fd())
+    }
+
+    /// Forgets a connection whose socket is gone.
+    pub fn remove_connection(&self, tuple: &Tuple) -> io::Result<()> {
+        found(lock(&self.connections).remove(tuple)).map(drop)
     }
 
     /// Whether this is one of [`Maps::connections`].
@@ -280,18 +235,22 @@ impl Maps {
         (rows.found.get(), decision)
     }
 
-    /// Makes room for the counts of notes that the rows to come refer to.
-    pub(super) fn add_notes(&self, notes: &[u32]) -> Result<(), MapError> {
+    /// Makes room for the counts of notes that the rows to come refer to; returns how many have none. Those are not counted,
+    /// and the verdicts stand.
+    pub(super) fn add_notes(&self, notes: &[u32]) -> io::Result<usize> {
         let mut counts = lock(&self.notes);
-        for note in notes {
-            if counts.known.contains(note) {
-                continue;
-            }
-            let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
-            counts.map.insert(note, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        let wanted: Vec<u32> = notes.iter().filter(|note| !counts.known.contains(note)).copied().collect();
+        let room = self.capacities.of("notes").saturating_sub(counts.known.len());
+        for note in wanted.iter().take(room) {
+            let zeros = PerCpuValues::try_from(vec![0; cpus])?;
+            counts
+                .map
+                .insert(note, zeros, 0)
+                .map_err(|error| io::Error::other(format!("BPF map notes: cannot write entry: {error}")))?;
             counts.known.insert(*note);
         }
-        Ok(())
+        Ok(wanted.len().saturating_sub(room))
     }
 
     /// How often the programs met a note.
@@ -308,7 +267,7 @@ impl Maps {
             let _ = counts.map.remove(note);
         }
         let rows = lock(&self.policy);
-        let in_rows = rows.known.values().map(|row| row.decision().note);
+        let in_rows = rows.known().values().map(|row| row.decision().note);
         old.into_iter().chain(in_rows).max().unwrap_or(0)
     }
 
@@ -319,13 +278,13 @@ impl Maps {
 
     /// The identities that an earlier agent numbered.
     pub fn pinned_identities(&self) -> Vec<(u32, String)> {
-        lock(&self.identities).known.iter().map(|(id, name)| (*id, name.as_str().to_owned())).collect()
+        lock(&self.identities).known().iter().map(|(id, name)| (*id, name.as_str().to_owned())).collect()
     }
 
     /// The policies that an earlier agent numbered.
     pub fn pinned_policies(&self) -> Vec<(u32, String)> {
         lock(&self.policy_names)
-            .known
+            .known()
             .iter()
             .map(|(index, name)| (*index, name.as_str().to_owned()))
             .collect()
@@ -333,15 +292,27 @@ impl Maps {
 
     /// The service ports that an earlier agent numbered.
     pub fn pinned_services(&self) -> Vec<(ServiceKey, u32)> {
-        lock(&self.services).known.iter().map(|(key, service)| (*key, service.id)).collect()
+        lock(&self.services).known().iter().map(|(key, service)| (*key, service.id)).collect()
+    }
+
+    /// The highest identity that anything in the maps refers to, named in `identities` or not; 0 when there is none.
+    pub fn highest_identity(&self) -> u32 {
+        let (rows, workloads) = (lock(&self.policy), lock(&self.workloads));
+        let rows = rows.known().keys().map(PolicyKey::identity).filter(|identity| *identity != ANY_IDENTITY);
+        let numbers = rows.chain(workloads.known().values().map(|w| w.identity));
+        let pods = lock(&self.pods);
+        let pods = pods.iter().filter_map(Result::ok).map(|(_, pod)| pod.identity);
+        let open = self.connections().unwrap_or_default();
+        let open = open.into_iter().map(|(_, connection)| connection.identity);
+        numbers.chain(pods).chain(open).max().unwrap_or(0)
     }
 
     /// The highest policy class in the maps, without [`CLASS_BY_SOURCE`]; 0 when there is none.
     pub fn highest_class(&self) -> u32 {
         let (rows, blocks, workloads) = (lock(&self.policy), lock(&self.sources), lock(&self.workloads));
-        let classes = rows.known.keys().map(PolicyKey::class);
-        let blocks = blocks.known.keys().map(|(key, _)| key.class());
-        let classes = classes.chain(blocks).chain(workloads.known.values().map(|w| w.class));
+        let classes = rows.known().keys().map(PolicyKey::class);
+        let blocks = blocks.known().keys().map(|(key, _)| key.class());
+        let classes = classes.chain(blocks).chain(workloads.known().values().map(|w| w.class));
         classes.map(|class| class & !CLASS_BY_SOURCE).max().unwrap_or(0)
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{KernelConfig, PIN_ROOT, remove_pins};
+use super::{Capacities, KernelConfig, PIN_ROOT, remove_pins};
 use crate::sys;
 
 const PREFIX: &str = "scratch-";
@@ -43,6 +43,7 @@ impl Scratch {
             agent_cgroup: 1,
             same_node_tunnel: false,
             clsact_guard: false,
+            capacities: Capacities::default(),
         }
     }
 }

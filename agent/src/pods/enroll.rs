@@ -6,23 +6,22 @@
 mod watch;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use culvert_common::{Guard, Ip, Pod, Tuple, cut};
+use culvert_common::{Guard, Ip, Pod, cut};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::diag::{Diag, Found};
 use super::discovery::{Cgroups, Home};
 use super::interface::node_end;
-use super::older::{self, Older, OlderConnection};
+use super::older::{OlderConnection, Olders};
+use super::sockets::PodSockets;
 use super::wanted::Wanted;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
@@ -53,8 +52,6 @@ pub(super) struct Enrolled {
     baggage: Baggage,
     stop: CancellationToken,
     service: Service,
-    /// What it had open before it joined; `None` until it joins, or when that cannot be known.
-    pub(super) older: Option<Older>,
 }
 
 impl Enrolled {
@@ -110,15 +107,13 @@ pub struct PodState {
 /// The pods of this node.
 pub struct Pods {
     pub(super) kernel: Arc<Kernel>,
+    pub(super) sockets: Arc<PodSockets>,
     proxy: Arc<Shared>,
     cgroup_root: PathBuf,
     /// Whether what pods send is checked for their addresses.
     source_guard: bool,
-    /// Where older connections are remembered.
-    older: PathBuf,
-    /// Netns cookies of the pods that an earlier agent has enrolled.
-    known: HashSet<u64>,
-    pub(super) looked: Instant,
+    /// What pods had open before they joined.
+    pub(super) olders: Olders,
     pub(super) enrolled: HashMap<String, Enrolled>,
     pending: BTreeMap<String, (String, String)>,
     /// Listeners of pods that left a moment ago, by netns cookie.
@@ -126,32 +121,19 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// Nothing enrolled yet. `state` is the instance's folder.
-    ///
-    /// # Errors
-    ///
-    /// When nothing can be written there.
-    pub fn new(
-        kernel: Arc<Kernel>,
-        proxy: Arc<Shared>,
-        cgroup_root: PathBuf,
-        state: &Path,
-        source_guard: bool,
-    ) -> io::Result<Self> {
-        let older = older::folder(state);
-        fs::create_dir_all(&older)?;
-        Ok(Self {
+    /// Nothing enrolled yet.
+    pub fn new(kernel: Arc<Kernel>, proxy: Arc<Shared>, cgroup_root: PathBuf, source_guard: bool) -> Self {
+        Self {
             source_guard,
-            older,
-            known: kernel.maps.pod_cookies().into_iter().collect(),
-            looked: Instant::now(),
+            olders: Olders::new(),
             kernel,
+            sockets: Arc::default(),
             proxy,
             cgroup_root,
             enrolled: HashMap::new(),
             pending: BTreeMap::new(),
             leaving: HashMap::new(),
-        })
+        }
     }
 
     /// Releases pods that are no longer wanted as they are, or no longer where they were: outbound first, then the
@@ -170,10 +152,8 @@ impl Pods {
             report(&pod.wanted.name, "pods entry", self.kernel.maps.remove_pod(pod.cookie));
             report(&pod.wanted.name, "sk_lookup link", self.kernel.detach_pod(pod.cookie));
             report(&pod.wanted.name, "source guard", self.kernel.unguard_pod(pod.cookie));
-            self.known.remove(&pod.cookie);
-            if let Some(older) = &pod.older {
-                older.forget();
-            }
+            self.sockets.remove(pod.cookie);
+            self.olders.forget(pod.cookie);
             tracing::info!(pod = pod.wanted.name, "left the mesh");
             self.leaving.retain(|_, stop| !stop.is_cancelled());
             self.leaving.insert(pod.cookie, pod.stop.clone());
@@ -245,6 +225,7 @@ impl Pods {
         }
         let listeners = proxy::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
         let netns: Arc<OwnedFd> = Arc::new(netns.into());
+        self.sockets.add(cookie, &*netns).map_err(|e| format!("opening a netlink socket in it: {e}"))?;
         let stop = CancellationToken::new();
         let baggage = Baggage::from(pod.baggage.clone());
         let proxy = PodProxy {
@@ -268,7 +249,6 @@ impl Pods {
             baggage,
             stop,
             service,
-            older: None,
         })
     }
 
@@ -308,10 +288,7 @@ impl Pods {
             if let Err(error) = started {
                 tracing::error!(pod = pod.wanted.name, %error, "cannot serve its tunnels");
             }
-            let known = self.known.contains(&pod.cookie);
-            let enforced =
-                enforce_one(&self.kernel, pod, *identity, first.then_some((known, self.older.as_path())));
-            if let Err(reason) = enforced {
+            if let Err(reason) = enforce_one(&self.kernel, pod, *identity, first) {
                 tracing::error!(pod = pod.wanted.name, reason, "cannot enforce; trying again");
                 self.pending.insert(uid.clone(), (pod.wanted.name.clone(), reason));
                 continue;
@@ -320,16 +297,19 @@ impl Pods {
             pod.written = Some(*identity);
             if first {
                 tracing::info!(pod = pod.wanted.name, identity = %pod.wanted.identity, "joined the mesh");
-                let count = pod.older.as_ref().map_or(0, |older| older.connections().len());
-                if count > 0 {
-                    tracing::info!(
-                        pod = pod.wanted.name,
-                        count,
-                        "has connections from before, which no policy has judged"
-                    );
-                }
+                self.olders.begin(pod.cookie, &pod.wanted.addresses);
             }
         }
+    }
+
+    /// The netns cookie and name of each pod whose listeners and certificate are in place.
+    pub(super) fn names(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.enrolled.values().map(|pod| (pod.cookie, pod.wanted.name.as_str()))
+    }
+
+    /// The pods' sockets, for whoever must end one.
+    pub fn sockets(&self) -> Arc<PodSockets> {
+        self.sockets.clone()
     }
 
     /// Removes what a predecessor left for pods that no longer exist.
@@ -369,58 +349,16 @@ impl Pods {
     }
 }
 
-/// `first`: it joins; whether an earlier agent has enrolled it, and where older connections are remembered.
-fn enforce_one(
-    kernel: &Kernel,
-    pod: &mut Enrolled,
-    identity: u32,
-    first: Option<(bool, &Path)>,
-) -> Result<(), String> {
-    if first.is_some() {
+fn enforce_one(kernel: &Kernel, pod: &Enrolled, identity: u32, first: bool) -> Result<(), String> {
+    if first {
         kernel.attach_pod(pod.cookie, pod.netns.as_fd()).map_err(|e| e.to_string())?;
-        for other in kernel.neighbours_of(pod.cookie) {
-            other.tell();
-        }
     }
-    let before = first.map(|_| open_sockets(pod));
     let family = |v4: bool| {
         let address = pod.wanted.addresses.iter().find(|a| a.is_ipv4() == v4);
         address.map_or(Ip::from_words([0; 4]), |a| Ip::from(*a))
     };
     let entry = Pod { identity, ip4: family(true), ip6: family(false), name: cut(&pod.wanted.name) };
-    kernel.maps.put_pod(pod.cookie, entry).map_err(|e| format!("BPF map pods: {e}"))?;
-    if let (Some((known, folder)), Some(before)) = (first, before) {
-        pod.older = before.and_then(|before| older_of(kernel, pod, known, folder, &before)).map_or_else(
-            |error| {
-                tracing::warn!(pod = pod.wanted.name, %error, "its connections from before cannot be listed");
-                None
-            },
-            Some,
-        );
-    }
-    Ok(())
-}
-
-fn older_of(
-    kernel: &Kernel,
-    pod: &Enrolled,
-    known: bool,
-    folder: &Path,
-    before: &[Found],
-) -> io::Result<Older> {
-    let after = open_sockets(pod)?;
-    let (file, own) = (folder.join(pod.cookie.to_string()), &pod.wanted.addresses);
-    if known {
-        return Ok(Older::of_known(file, own, &after));
-    }
-    let tracked = |client: SocketAddr, server: SocketAddr| {
-        kernel.maps.is_connection(&Tuple::new(client.into(), server.into()))
-    };
-    Ok(Older::of_new(file, own, before, &after, tracked))
-}
-
-fn open_sockets(pod: &Enrolled) -> io::Result<Vec<Found>> {
-    Diag::open(&*pod.netns)?.sockets()
+    kernel.maps.put_pod(pod.cookie, entry).map_err(|e| e.to_string())
 }
 
 /// The IPv4 and the IPv6 address; all zeros where there is none.

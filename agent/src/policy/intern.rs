@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use culvert_common::{CLASS_BY_SOURCE, FIRST_IDENTITY, Name, ServiceKey};
+use culvert_common::{CLASS_BY_SOURCE, FIRST_IDENTITY, MAX_POLICY_ROWS, MAX_SOURCES, Name, ServiceKey};
 
 use super::compile::Cache;
 use super::matching::{Face, Peer, string_matches};
@@ -14,6 +14,21 @@ use crate::identity::SpiffeId;
 
 /// The longest text that a pinned name holds in full; a longer one was cut.
 const PINNED_TEXT: usize = 254;
+
+/// How much the kernel's tables can hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Policy rows.
+    pub(super) rows: usize,
+    /// Address blocks.
+    pub(super) sources: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { rows: MAX_POLICY_ROWS, sources: MAX_SOURCES }
+    }
+}
 
 /// Gives out identities, policy indexes, class ids and service ids.
 #[derive(Default)]
@@ -33,6 +48,7 @@ pub struct Interner {
     last_service: u32,
     last_serial: u64,
     notes: Arc<Notes>,
+    room: Room,
     pub(super) cache: Cache,
 }
 
@@ -69,6 +85,20 @@ impl Interner {
     pub fn adopt_service(&mut self, id: u32, key: ServiceKey) {
         self.last_service = self.last_service.max(id);
         self.services.entry(key).or_insert(id);
+    }
+
+    /// Numbers up to `highest` belong to identities of an earlier run, whether their names were kept or not.
+    pub fn set_identity_floor(&mut self, highest: u32) {
+        self.last_identity = self.last_identity.max(highest);
+    }
+
+    /// How many policy rows and address blocks the kernel's tables can hold; a class that needs more is closed.
+    pub fn set_room(&mut self, rows: usize, sources: usize) {
+        self.room = Room { rows, sources };
+    }
+
+    pub(super) fn room(&self) -> Room {
+        self.room
     }
 
     /// New classes get ids above `highest`: those up to it may still be in pinned maps.

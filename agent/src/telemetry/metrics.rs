@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use culvert_common::Counter;
 
+use crate::bpf::Usage;
 use crate::policy::Tally;
 
 /// Values at one moment.
@@ -22,6 +23,8 @@ pub struct Metrics {
     pub pending_pods: u64,
     /// Connections of enrolled pods from before they joined.
     pub older_connections: u64,
+    /// How full the BPF maps are.
+    pub maps: Vec<Usage>,
     /// What AUDIT and dry-run policies would have to say, by policy.
     pub policies: BTreeMap<String, Tally>,
 }
@@ -61,8 +64,22 @@ impl Metrics {
             header(&mut text, name, kind, help);
             let _ = writeln!(text, "{name} {value}");
         }
+        self.render_maps(&mut text);
         self.render_policies(&mut text);
         text
+    }
+
+    fn render_maps(&self, text: &mut String) {
+        let mut series = |name: &str, help: &str, value: fn(&Usage) -> usize| {
+            header(text, name, "gauge", help);
+            for usage in &self.maps {
+                let _ = writeln!(text, "{name}{{map=\"{}\"}} {}", usage.map, value(usage));
+            }
+        };
+        series("culvert_map_entries", "Entries of a BPF map.", |usage| usage.entries);
+        series("culvert_map_max_entries", "Entries that a BPF map has room for (--map-entries).", |usage| {
+            usage.capacity
+        });
     }
 
     fn render_policies(&self, text: &mut String) {
@@ -107,6 +124,14 @@ mod tests {
             assert!(text.contains(&format!("{{kind=\"{}\"}} 3\n", counter.as_str())));
         }
         assert!(text.contains("\nculvert_relay_bytes_total 7\n"));
+    }
+
+    #[test]
+    fn a_map_has_its_entries_and_its_room() {
+        let maps = vec![Usage { map: "pods", entries: 3, capacity: 1024 }];
+        let text = Metrics { maps, ..Metrics::default() }.render();
+        assert!(text.contains("\nculvert_map_entries{map=\"pods\"} 3\n"));
+        assert!(text.contains("\nculvert_map_max_entries{map=\"pods\"} 1024\n"));
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Pods {
             redirection: "enabled",
             reason: pod.remark(),
             netns_cookie: pod.cookie,
-            older_connections: pod.older.as_ref().map_or_else(Vec::new, |o| o.connections().to_vec()),
+            older_connections: self.olders.of(pod.cookie).to_vec(),
         });
         let pending = self.pending.values().map(|(name, reason)| PodState {
             name: name.clone(),

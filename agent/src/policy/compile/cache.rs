@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use culvert_common::{CLASS_BY_SOURCE, MAX_POLICY_ROWS, MAX_SOURCES, PolicyKey, PolicyRow};
+use culvert_common::{CLASS_BY_SOURCE, PolicyKey, PolicyRow};
 use ipnet::IpNet;
 
 use super::class::{ANYWHERE, Class, source_key};
 use super::{Classes, Compiled, Known, SourceBlock};
 use crate::model::{Mesh, Workload};
+use crate::policy::intern::Room;
 use crate::policy::lower::{L4Policy, lower};
 use crate::policy::{
     Applicable, AuthorizationPolicy, Code, Finding, Interner, PeerAuthentication, Strictness,
@@ -115,7 +116,7 @@ impl Cache {
         self.classify(mesh, &concerned, interner);
         self.tabulate();
         let mut findings = self.findings(mesh);
-        findings.extend(self.closed());
+        findings.extend(self.closed(interner.room()));
         Compiled {
             rows: self.tables.rows.clone(),
             sources: self.tables.sources.clone(),
@@ -284,15 +285,17 @@ impl Cache {
     }
 
     /// The policies of closed classes.
-    fn closed(&self) -> BTreeSet<Finding> {
+    fn closed(&self, room: Room) -> BTreeSet<Finding> {
         let classes = self.classes.values().map(|cached| &cached.class).filter(|class| class.closed);
         let finding = |policy: &Arc<L4Policy>| Finding {
             code: Code::TooManyRows,
             object: format!("AuthorizationPolicy {}", policy.name),
             field: "spec.rules".to_owned(),
             message: format!(
-                "the policies of a workload of this one need more than {MAX_POLICY_ROWS} rows (identities times \
-                 ports) or {MAX_SOURCES} address blocks, so every connection to it is refused; name fewer ports or blocks"
+                "the policies of a workload of this one need more than {} rows (identities times ports) or {} address \
+                 blocks, so every connection to it is refused; name fewer ports or blocks, or give the maps more room \
+                 (--map-entries policy=N,sources=N)",
+                room.rows, room.sources
             ),
         };
         classes.flat_map(|class| class.policies().map(finding)).collect()
@@ -344,9 +347,9 @@ impl CachedClass {
         interner: &mut Interner,
     ) -> Self {
         let mut rows = HashMap::new();
-        let fits = sources.len() <= MAX_SOURCES
+        let fits = sources.len() <= interner.room().sources
             && parts.iter().all(|part| {
-                let room = MAX_POLICY_ROWS.saturating_sub(rows.len());
+                let room = interner.room().rows.saturating_sub(rows.len());
                 let part = class.rows(part.id, part.source, interner, room);
                 part.map(|part| rows.extend(part)).is_some()
             });

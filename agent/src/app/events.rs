@@ -1,0 +1,95 @@
+//! What the kernel reports: kept as flow records, refusals also in the log, and what it cannot end by itself is ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use culvert_common::{Counter, FlowEvent, Hook, Path, Verdict};
+use tokio::sync::watch;
+
+use super::mesh::log_refusal;
+use crate::bpf::{EventStream, Kernel};
+use crate::model::Snapshot;
+use crate::pods::PodSockets;
+use crate::telemetry::flows::FlowLog;
+
+/// Connections that no entry of `connections` stands for: how many the programs counted, and how many were dealt with. An
+/// event may be lost, and the two then differ.
+#[derive(Default)]
+pub(super) struct Untracked {
+    dealt_with: AtomicU64,
+}
+
+impl Untracked {
+    /// As if all that happened before had been dealt with.
+    pub(super) fn new(kernel: &Kernel) -> Self {
+        Self { dealt_with: AtomicU64::new(kernel.maps.counter(Counter::Untracked)) }
+    }
+
+    /// How many are left.
+    pub(super) fn left(&self, kernel: &Kernel) -> u64 {
+        kernel.maps.counter(Counter::Untracked).saturating_sub(self.dealt_with.load(Ordering::Relaxed))
+    }
+
+    /// They have been looked for among all sockets.
+    pub(super) fn settle(&self, number: u64) {
+        self.dealt_with.fetch_add(number, Ordering::Relaxed);
+    }
+}
+
+/// Reads events for as long as the process lives.
+pub(super) fn read(
+    kernel: &Arc<Kernel>,
+    flows: Arc<FlowLog>,
+    names: watch::Receiver<Arc<Snapshot>>,
+    sockets: Arc<PodSockets>,
+    untracked: Arc<Untracked>,
+) -> Result<()> {
+    let mut events = EventStream::open(kernel).context("opening the event ring")?;
+    tokio::spawn(async move {
+        loop {
+            let result = events.read(|mut event| {
+                if event.hook == Hook::Untracked as u32 {
+                    end(&mut event, &sockets, &untracked);
+                } else if event.socket != 0 {
+                    give_up(&event, &sockets);
+                }
+                let refused = event.verdict == Verdict::Refused as u32;
+                let seq = flows.kernel(event);
+                if refused {
+                    log_refusal(&flows, seq, &**names.borrow());
+                }
+            });
+            if let Err(error) = result.await {
+                tracing::error!(%error, "the event ring cannot be read any more: flows are lost");
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Destroys the connection that the programs could not keep in sight; the event becomes the record of that.
+fn end(event: &mut FlowEvent, sockets: &PodSockets, untracked: &Untracked) {
+    let (client, server) = (event.tuple.source().into(), event.tuple.destination().into());
+    match sockets.destroy(event.netns, event.socket, server, client) {
+        Ok(_) => untracked.settle(1),
+        // It is found again among all sockets.
+        Err(error) => {
+            tracing::warn!(%client, %server, %error, "a connection without an entry cannot be ended yet")
+        }
+    }
+    event.hook = Hook::Destroy as u32;
+}
+
+/// Destroys a socket whose connection the programs keep from opening: its app need not wait for a timeout.
+fn give_up(event: &FlowEvent, sockets: &PodSockets) {
+    // Tunnels lead to the agent's listener, which ends them.
+    if event.path != Path::Direct as u32 {
+        return;
+    }
+    let (client, server) = (event.tuple.source().into(), event.tuple.destination().into());
+    if let Err(error) = sockets.destroy(event.netns, event.socket, client, server) {
+        tracing::debug!(%client, %server, %error, "a connection that cannot open is left to its timeout");
+    }
+}

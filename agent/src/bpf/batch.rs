@@ -1,0 +1,122 @@
+//! Whole maps in a few system calls: BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6), which aya does not offer.
+//! Entry by entry a map of 100,000 takes 200,000 calls, and one that changes meanwhile may start over at any of them.
+//! `unsafe` is fenced here.
+#![allow(unsafe_code, reason = "bpf(2) has no safe wrapper for these commands")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use bytemuck::Pod;
+use nix::libc;
+
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+/// Entries a call: more than a bucket of any of our hash tables holds.
+const AT_ONCE: u32 = 4096;
+
+/// `batch` of `union bpf_attr` (include/uapi/linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct Attr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Keys and values of a map, back to back.
+#[derive(Default)]
+pub(super) struct Entries {
+    pub(super) keys: Vec<u8>,
+    pub(super) values: Vec<u8>,
+    pub(super) count: usize,
+}
+
+/// Every entry of a hash map or LPM trie that is there for the whole of the call; sizes in bytes.
+///
+/// # Errors
+///
+/// What the kernel said.
+pub(super) fn read(map: BorrowedFd<'_>, key_size: usize, value_size: usize) -> io::Result<Entries> {
+    let mut all = Entries::default();
+    // A place in the map: a bucket number, or the last key.
+    let (mut from, mut to) = (vec![0_u8; key_size.max(8)], vec![0_u8; key_size.max(8)]);
+    let mut first = true;
+    let mut at_once = AT_ONCE;
+    loop {
+        let mut keys = vec![0_u8; key_size * at_once as usize];
+        let mut values = vec![0_u8; value_size * at_once as usize];
+        let mut attr = Attr {
+            in_batch: if first { 0 } else { from.as_ptr() as u64 },
+            out_batch: to.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: at_once,
+            map: map.as_raw_fd() as u32,
+            ..Attr::default()
+        };
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        let error = result.err();
+        match error.as_ref().and_then(io::Error::raw_os_error) {
+            // A bucket is larger than that.
+            Some(libc::ENOSPC) if attr.count == 0 && at_once < 1 << 20 => {
+                at_once *= 2;
+                continue;
+            }
+            None | Some(libc::ENOENT) => {}
+            Some(_) => return Err(error.unwrap_or_else(io::Error::last_os_error)),
+        }
+        let count = (attr.count as usize).min(at_once as usize);
+        all.keys.extend(keys.iter().take(count * key_size));
+        all.values.extend(values.iter().take(count * value_size));
+        all.count += count;
+        if error.is_some() {
+            return Ok(all);
+        }
+        std::mem::swap(&mut from, &mut to);
+        first = false;
+    }
+}
+
+/// [`read`] with types.
+///
+/// # Errors
+///
+/// As [`read`].
+pub(super) fn read_as<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let entries = read(map, size_of::<K>(), size_of::<V>())?;
+    let keys = entries.keys.chunks_exact(size_of::<K>()).map(bytemuck::pod_read_unaligned);
+    let values = entries.values.chunks_exact(size_of::<V>()).map(bytemuck::pod_read_unaligned);
+    Ok(keys.zip(values).collect())
+}
+
+/// Writes entries, as many as [`read`] returned of another map.
+///
+/// # Errors
+///
+/// What the kernel said of the first that it did not take.
+pub(super) fn write(map: BorrowedFd<'_>, entries: &Entries) -> io::Result<()> {
+    if entries.count == 0 {
+        return Ok(());
+    }
+    let mut attr = Attr {
+        keys: entries.keys.as_ptr() as u64,
+        values: entries.values.as_ptr() as u64,
+        count: u32::try_from(entries.count).map_err(io::Error::other)?,
+        map: map.as_raw_fd() as u32,
+        ..Attr::default()
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attr)
+}
+
+fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<()> {
+    // SAFETY: attr is a bpf_attr of the stated size; its pointers are to buffers that outlive the call and have room for
+    // `count` keys and values of the map's sizes, and for a place in the map.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
