@@ -335,7 +335,7 @@ impl Node {
         let snapshot = Arc::new(Snapshot::new(mesh, compiled));
         self.publish.send_replace(snapshot.clone());
         if self.draining.is_none() {
-            self.pods.enforce(&snapshot.compiled.identities);
+            self.pods.enforce(&snapshot.compiled.identities).await;
         }
         self.hold_against_policy(&snapshot);
         if let Err(error) = self.kernel.maps.sync_after(&desired) {

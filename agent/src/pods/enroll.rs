@@ -1,7 +1,7 @@
 //! Enrolment: a pod joins when everything it needs is in place, and leaves without a trace.
 //!
 //! Joining: namespace found → listeners open in it → certificate there → tables name the pod as local → tunnels served →
-//! sk_lookup attached → `pods` entry written: only now are its connections decided. Leaving is the reverse.
+//! `pods` entry written: what it opens is decided → sk_lookup attached: what reaches it is judged. Leaving is the reverse.
 
 mod watch;
 
@@ -35,6 +35,8 @@ const CERTIFICATE_WAIT: Duration = Duration::from_millis(50);
 /// How long tunnels into a pod that leaves are still accepted, so that other nodes can hear of it.
 const LEAVE_GRACE: Duration = Duration::from_millis(500);
 
+/// For connections that were opened before their pods' entries were there to arrive.
+const IN_FLIGHT: Duration = Duration::from_millis(20);
 /// For the tasks of cancelled listeners to end.
 const RETURN_PAUSE: Duration = Duration::from_millis(5);
 
@@ -147,10 +149,13 @@ impl Pods {
             })
             .map(|(u, _)| u.clone())
             .collect();
+        // What reaches them is judged no more before what they open is vouched for no more: they may be each other's callers.
+        for pod in gone.iter().filter_map(|uid| self.enrolled.get(uid)) {
+            report(&pod.wanted.name, "sk_lookup link", self.kernel.detach_pod(pod.cookie));
+        }
         for uid in gone {
             let Some(pod) = self.enrolled.remove(&uid) else { continue };
             report(&pod.wanted.name, "pods entry", self.kernel.maps.remove_pod(pod.cookie));
-            report(&pod.wanted.name, "sk_lookup link", self.kernel.detach_pod(pod.cookie));
             report(&pod.wanted.name, "source guard", self.kernel.unguard_pod(pod.cookie));
             self.sockets.remove(pod.cookie);
             self.olders.forget(pod.cookie);
@@ -275,30 +280,42 @@ impl Pods {
 
     /// Puts the kernel's decisions in force for each serving pod, by the number of its identity. The tables already name
     /// them as local.
-    pub fn enforce(&mut self, numbers: &HashMap<SpiffeId, u32>) {
+    ///
+    /// What pods open is decided, and vouched for, before anything that reaches them is: of two pods that join together (or are
+    /// taken over from an agent with another layout) the one must not refuse what the other opened a moment before.
+    pub async fn enforce(&mut self, numbers: &HashMap<SpiffeId, u32>) {
+        let mut joining = Vec::new();
         for (uid, pod) in &mut self.enrolled {
             let Some(identity) = numbers.get(&pod.wanted.identity) else { continue };
             if pod.written == Some(*identity) {
                 continue;
             }
-            let first = pod.written.is_none();
             let service = std::mem::replace(&mut pod.service, Service::Ended);
             let (service, started) = service.start(&self.proxy, &pod.stop);
             pod.service = service;
             if let Err(error) = started {
                 tracing::error!(pod = pod.wanted.name, %error, "cannot serve its tunnels");
             }
-            if let Err(reason) = enforce_one(&self.kernel, pod, *identity, first) {
-                tracing::error!(pod = pod.wanted.name, reason, "cannot enforce; trying again");
-                self.pending.insert(uid.clone(), (pod.wanted.name.clone(), reason));
+            match put(&self.kernel, pod, *identity) {
+                Ok(()) if pod.written.replace(*identity).is_none() => joining.push(uid.clone()),
+                Ok(()) => {}
+                Err(reason) => postpone(&mut self.pending, uid, pod, reason),
+            }
+        }
+        if joining.is_empty() {
+            return;
+        }
+        tokio::time::sleep(IN_FLIGHT).await;
+        for uid in joining {
+            let Some(pod) = self.enrolled.get_mut(&uid) else { continue };
+            if let Err(error) = self.kernel.attach_pod(pod.cookie, pod.netns.as_fd()) {
+                pod.written = None;
+                postpone(&mut self.pending, &uid, pod, error.to_string());
                 continue;
             }
-            self.pending.remove(uid);
-            pod.written = Some(*identity);
-            if first {
-                tracing::info!(pod = pod.wanted.name, identity = %pod.wanted.identity, "joined the mesh");
-                self.olders.begin(pod.cookie, &pod.wanted.addresses);
-            }
+            self.pending.remove(&uid);
+            tracing::info!(pod = pod.wanted.name, identity = %pod.wanted.identity, "joined the mesh");
+            self.olders.begin(pod.cookie, &pod.wanted.addresses);
         }
     }
 
@@ -349,10 +366,14 @@ impl Pods {
     }
 }
 
-fn enforce_one(kernel: &Kernel, pod: &Enrolled, identity: u32, first: bool) -> Result<(), String> {
-    if first {
-        kernel.attach_pod(pod.cookie, pod.netns.as_fd()).map_err(|e| e.to_string())?;
-    }
+/// To be tried again.
+fn postpone(pending: &mut BTreeMap<String, (String, String)>, uid: &str, pod: &Enrolled, reason: String) {
+    tracing::error!(pod = pod.wanted.name, reason, "cannot enforce; trying again");
+    pending.insert(uid.to_owned(), (pod.wanted.name.clone(), reason));
+}
+
+/// Writes the pod's entry: what it opens is decided.
+fn put(kernel: &Kernel, pod: &Enrolled, identity: u32) -> Result<(), String> {
     let family = |v4: bool| {
         let address = pod.wanted.addresses.iter().find(|a| a.is_ipv4() == v4);
         address.map_or(Ip::from_words([0; 4]), |a| Ip::from(*a))
