@@ -3,6 +3,8 @@
 
 #[path = "hbone/abuse.rs"]
 mod abuse;
+#[path = "hbone/crowd.rs"]
+mod crowd;
 #[path = "hbone/raw.rs"]
 mod raw;
 #[path = "hbone/retries.rs"]
