@@ -29,6 +29,7 @@ use crate::bpf::{self, Capacities, Kernel, KernelConfig, PIN_ROOT};
 use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
 use crate::control::{Update, manifests};
+use crate::hbone::baggage;
 use crate::identity::{Ca, CertStore, EmbeddedCa};
 use crate::model::{Settings, Snapshot, Workload, World, desired};
 use crate::pods::{Ended, Pods, Wanted};
@@ -60,6 +61,7 @@ const RECHECKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_mill
 /// What keeps the agent from starting, or the loss of something that it cannot do without.
 pub fn run(args: AgentArgs) -> Result<()> {
     init_logging(&args)?;
+    sys::raise_descriptor_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(start(args))
@@ -497,14 +499,19 @@ fn nothing_known(settings: &Settings) -> Snapshot {
 }
 
 fn wanted(workload: &Workload) -> Wanted {
+    let (kind, owner) = &workload.owner;
+    let pairs = [
+        ("k8s.cluster.name", "Kubernetes"),
+        ("k8s.namespace.name", &workload.namespace),
+        (&format!("k8s.{kind}.name"), owner),
+        ("service.name", &workload.app),
+        ("service.version", &workload.version),
+    ];
     Wanted {
         uid: workload.uid.clone(),
         name: workload.full_name(),
         addresses: workload.addresses.clone(),
         identity: workload.identity.clone(),
-        baggage: format!(
-            "k8s.cluster.name=Kubernetes,k8s.namespace.name={},k8s.pod.name={},service.name={},service.version={}",
-            workload.namespace, workload.name, workload.app, workload.version,
-        ),
+        baggage: baggage(pairs),
     }
 }

@@ -4,7 +4,9 @@
 //! answers 200 once it has reached the app, 400 for a request that is malformed or not for its pod, 401 when policy
 //! refuses, 503 when the app cannot be reached.
 
+mod baggage;
 mod client;
+mod flood;
 mod headers;
 mod ping;
 mod pool;
@@ -12,7 +14,9 @@ mod server;
 
 use std::time::Duration;
 
+pub use baggage::baggage;
 pub use client::OpenError;
+pub use flood::FloodLimit;
 pub use headers::{authority, client_port, forwarded, parse_authority};
 pub use pool::{Destination, Pool, Tunnel};
 pub use server::{Accepted, HandshakeError, accept};
@@ -33,6 +37,9 @@ pub struct HboneConfig {
     pub send_buffer: usize,
     /// Streams that a peer may have open on one connection. Default 200.
     pub server_streams: u32,
+    /// Frames without content (PING, SETTINGS, empty DATA, …) that a peer may send within a second. Default 1000; who sends more
+    /// loses the connection.
+    pub idle_frames: u32,
     /// Tunnels put on one connection before another is opened. Default 100.
     pub client_streams: usize,
     /// TCP connect. Default 10 s.
@@ -45,6 +52,9 @@ pub struct HboneConfig {
     pub response_timeout: Duration,
     /// A connection without tunnels is closed after this. Default 5 min.
     pub idle: Duration,
+    /// A peer's connection without streams is ended after this, at the latest after twice this. Default 10 min: our own peers
+    /// and ztunnel have closed it by then.
+    pub server_idle: Duration,
     /// Between two PINGs. Default 10 s.
     pub ping_interval: Duration,
     /// A PING without answer ends the connection after this. Default 20 s.
@@ -67,12 +77,14 @@ impl Default for HboneConfig {
             frame_size: 1 << 20,
             send_buffer: 128 << 10,
             server_streams: 200,
+            idle_frames: 1000,
             client_streams: 100,
             connect_timeout: Duration::from_secs(10),
             patience: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(20),
             idle: Duration::from_secs(300),
+            server_idle: Duration::from_secs(600),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
         }

@@ -8,6 +8,7 @@ use crate::control::{Kind, Object, ObjectRef, Report, Update, objects};
 use crate::policy::{AuthorizationPolicy, L7Deny, PeerAuthentication};
 
 mod desired;
+mod owner;
 mod resolve;
 mod service;
 mod snapshot;

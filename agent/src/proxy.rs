@@ -4,11 +4,13 @@
 //! namespace. `outbound` carries what the pod's apps opened to the destination's node; `inbound` takes what comes
 //! from other nodes, decides, and opens the connection to the app. Both end in `relay`.
 
+mod guests;
 mod inbound;
 mod listeners;
 mod outbound;
 mod pod;
 mod relay;
+mod request;
 mod shared;
 mod socket;
 
@@ -20,6 +22,7 @@ use culvert_common::{Decision, OriginalDst, Reason};
 
 pub use listeners::{PodListeners, open, open_at};
 pub use pod::{Baggage, PodProxy, serve_pod};
+pub use request::{Refusal, check};
 pub use shared::{Counters, ProxyConfig, Shared};
 
 use crate::identity::SpiffeId;

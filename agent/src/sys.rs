@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpSocket;
 
@@ -28,6 +29,16 @@ pub fn in_netns<T>(netns: impl AsFd, f: impl FnOnce() -> io::Result<T>) -> io::R
         std::process::abort();
     }
     result
+}
+
+/// As many open files as the system lets this process have: a tunnel is one descriptor, and a peer's connection another.
+pub fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// The cookie of the network namespace `netns`: the number by which BPF programs know it (`SO_NETNS_COOKIE`, since

@@ -1,6 +1,14 @@
 //! Tunnels between two pods: real TCP, TLS and HTTP/2 over loopback; the kernel's part is played by the test.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
+#[path = "hbone/abuse.rs"]
+mod abuse;
+#[path = "hbone/crowd.rs"]
+mod crowd;
+#[path = "hbone/raw.rs"]
+mod raw;
+#[path = "hbone/retries.rs"]
+mod retries;
 #[path = "hbone/world.rs"]
 mod world;
 

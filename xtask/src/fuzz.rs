@@ -11,7 +11,7 @@ use crate::exec::{self, Show};
 use crate::{install, machine};
 
 /// The fuzz targets, each a program of the crate `culvert-fuzz`.
-pub(crate) const TARGETS: [&str; 2] = ["manifests", "policy"];
+pub(crate) const TARGETS: [&str; 3] = ["manifests", "policy", "requests"];
 
 /// What `cargo fuzz` passes to rustc too, without its sanitizer, which needs a nightly; the code under test is safe Rust.
 const FLAGS: [&str; 6] = [

@@ -37,6 +37,24 @@ object! {
         /// Set while the object is being deleted.
         #[serde(default)]
         deletion_timestamp: Option<String>,
+        /// Who made it.
+        #[serde(default, deserialize_with = "or_default")]
+        owner_references: Vec<OwnerReference>,
+    }
+}
+
+object! {
+    /// One entry of `metadata.ownerReferences`.
+    OwnerReference {
+        /// `ReplicaSet`, `Job`, …
+        #[serde(default)]
+        kind: String,
+        /// The owner's name, of the same namespace.
+        #[serde(default)]
+        name: String,
+        /// Whether it manages the object; at most one does.
+        #[serde(default)]
+        controller: Option<bool>,
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Destination, HboneConfig};
+use super::{Destination, FloodLimit, HboneConfig};
 use crate::identity::{CertError, PeerError, WorkloadCert, explain};
 use crate::sys::tcp_socket;
 
@@ -82,7 +82,7 @@ impl OpenError {
 /// An open connection: the handle for requests, and the machinery that somebody must poll.
 pub(super) struct Opened {
     pub(super) send: SendRequest<Bytes>,
-    pub(super) connection: Connection<TlsStream<TcpStream>, Bytes>,
+    pub(super) connection: Connection<FloodLimit<TlsStream<TcpStream>>, Bytes>,
 }
 
 /// Connects from the pod's own address, proves `cert`, and checks who answers.
@@ -106,6 +106,7 @@ pub(super) async fn connect(
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(broken("the peer does not speak HTTP/2 (ALPN h2) there".to_owned()));
         }
+        let tls = FloodLimit::new(tls, config.idle_frames, 0);
         let (send, connection) =
             builder(config).handshake(tls).await.map_err(|error| broken(explain_h2(&error)))?;
         Ok(Opened { send, connection })

@@ -8,7 +8,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::HboneConfig;
+use super::flood::PREFACE;
+use super::{FloodLimit, HboneConfig};
 use crate::identity::{PeerError, SpiffeId, WorkloadCert, explain, spiffe_ids};
 
 /// A peer that has proven who it is.
@@ -16,7 +17,7 @@ pub struct Accepted {
     /// The first SPIFFE id of its certificate.
     pub peer: SpiffeId,
     /// Its requests. Must be polled.
-    pub connection: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+    pub connection: h2::server::Connection<FloodLimit<TlsStream<TcpStream>>, Bytes>,
 }
 
 /// Why a connection was not taken in.
@@ -57,7 +58,7 @@ pub async fn accept(
             .max_header_list_size(64 << 10)
             .max_send_buffer_size(config.send_buffer)
             .max_concurrent_streams(config.server_streams)
-            .handshake(tls)
+            .handshake(FloodLimit::new(tls, config.idle_frames, PREFACE))
             .await?;
         Ok(Accepted { peer, connection })
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::owner::owner;
 use crate::control::objects::{ContainerPort, Namespace, Phase, Pod, Protocol};
 use crate::identity::SpiffeId;
 
@@ -34,6 +35,8 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Label `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, else the name.
     pub app: String,
+    /// `deployment`, `cronjob`, `job` or `pod`, and its name: what the pod is a part of.
+    pub owner: (&'static str, String),
     /// Label `service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`, else `latest`.
     pub version: String,
     /// It shares the node's network namespace: its address is the node's.
@@ -92,6 +95,7 @@ impl Workload {
             service_account: service_account(pod).to_owned(),
             node: pod.spec.node_name.clone(),
             addresses,
+            owner: owner(pod),
             app: label(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"], &meta.name),
             version: label(
                 ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"],

@@ -1,6 +1,9 @@
 //! What other workloads open to a pod: from an HBONE connection to the app.
 
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,40 +12,58 @@ use culvert_common::{Decision, Reason};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::header::FORWARDED;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
+use super::guests::{Guest, Guests, Limits};
 use super::pod::Pod;
 use super::relay::{Fault, relay};
-use super::socket::{connect_app, next};
+use super::request::{Refusal, check};
+use super::socket::{connect_app, next, reset};
 use super::{Counters, Side, Stage, TunnelFlow};
 use crate::hbone::{Accepted, HandshakeError, REASON_HEADER, accept, client_port, parse_authority};
 use crate::identity::SpiffeId;
 
-/// Accepts until the pod is stopped. New connections wait in the kernel while too many handshakes are going on.
+const GONE: &str = "the peer took its request back before the app answered";
+
+/// Accepts until the pod is stopped. An address that has its share is hung up on; the others never wait for it.
 pub(super) async fn run(pod: Arc<Pod>, listener: TcpListener) {
-    let handshakes = Arc::new(Semaphore::new(pod.shared.config.handshakes));
-    let accepted = async || {
-        let permit = handshakes.clone().acquire_owned().await.ok();
-        (next(&listener, &pod.info.name).await, permit)
-    };
+    let config = &pod.shared.config;
+    let guests = Guests::new(Limits {
+        handshakes: config.handshakes,
+        per_peer: config.connections_per_peer,
+        per_pod: config.connections_per_pod,
+    });
     loop {
-        let ((tcp, from), permit) = tokio::select! {
-            accepted = accepted() => accepted,
+        let (tcp, from) = tokio::select! {
+            accepted = next(&listener, &pod.info.name) => accepted,
             () = pod.stop.cancelled() => return,
         };
-        pod.tasks.spawn(connection(pod.clone(), tcp, from, permit));
+        match guests.admit(from.ip()) {
+            Ok(guest) => drop(pod.tasks.spawn(connection(pod.clone(), tcp, from, guest))),
+            Err(text) => {
+                Counters::add(&pod.shared.counters.inbound_turned_away, 1);
+                tracing::debug!(pod = pod.info.name, %from, text, "HBONE connection turned away");
+                reset(tcp);
+            }
+        }
     }
 }
 
-async fn connection(pod: Arc<Pod>, tcp: TcpStream, from: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
+async fn connection(pod: Arc<Pod>, tcp: TcpStream, from: SocketAddr, guest: Guest) {
     let here = tcp.local_addr().unwrap_or(from);
+    // Boxed: a connection lives long, its handshake does not.
     let taken = tokio::select! {
-        taken = handshake(&pod, tcp) => taken,
+        taken = Box::pin(handshake(&pod, tcp)) => taken,
+        () = guest.hurried() => Err(failed(
+            Reason::TunnelFailed,
+            "the handshake took long, and its place was needed: its address has most of those going on".to_owned(),
+        )),
         () = pod.kill.cancelled() => return,
     };
-    drop(permit);
+    guest.arrived();
     match taken {
         Ok(accepted) => requests(pod, accepted, from).await,
         Err(Refusal { reason, text, .. }) => {
@@ -55,9 +76,12 @@ async fn connection(pod: Arc<Pod>, tcp: TcpStream, from: SocketAddr, permit: Opt
     }
 }
 
+fn failed(reason: Reason, text: String) -> Refusal {
+    Refusal { status: StatusCode::BAD_REQUEST, reason, text }
+}
+
 /// Fails without text when the peer only looked whether the port is open.
 async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Refusal> {
-    let failed = |reason, text| Refusal { status: StatusCode::BAD_REQUEST, reason, text };
     let cert = pod.shared.certs.get(&pod.info.identity).await;
     let cert = cert.map_err(|error| failed(Reason::TunnelFailed, error.to_string()))?;
     accept(tcp, &cert, &pod.shared.config.hbone).await.map_err(|error| match error {
@@ -69,20 +93,39 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Refusal> {
 
 async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
     let Accepted { peer, mut connection } = accepted;
-    let _open = Counters::open(&pod.shared.counters.inbound_connections);
-    let pings = pod.shared.config.hbone.watch_pings(connection.ping_pong());
-    let mut pings = std::pin::pin!(pings);
-    let mut draining = false;
+    let (config, counters) = (&pod.shared.config.hbone, &pod.shared.counters);
+    let _open = Counters::open(&counters.inbound_connections);
+    let mut pings = pin!(config.watch_pings(connection.ping_pong()));
+    let mut idle = pin!(sleep(config.server_idle));
+    let (mut draining, mut used) = (false, false);
     let end = loop {
         tokio::select! {
             request = connection.accept() => match request {
                 Some(Ok((request, respond))) => {
+                    used = true;
                     pod.tasks.spawn(serve(pod.clone(), peer.clone(), from, request, respond));
                 }
-                Some(Err(error)) => break error.to_string(),
+                Some(Err(error)) => {
+                    if is_abuse(&error) {
+                        Counters::add(&counters.inbound_abused, 1);
+                    }
+                    break error.to_string();
+                }
                 None => break String::new(),
             },
             problem = &mut pings => break problem,
+            () = &mut idle => {
+                if !used && !connection.has_streams() {
+                    if draining {
+                        break "nothing was asked for, and GOAWAY was not followed".to_owned();
+                    }
+                    tracing::debug!(pod = pod.info.name, %peer, %from, "idle HBONE connection: GOAWAY");
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
+                used = false;
+                idle.as_mut().reset(tokio::time::Instant::now() + config.server_idle);
+            }
             () = pod.stop.cancelled(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
@@ -93,11 +136,9 @@ async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
     tracing::debug!(pod = pod.info.name, %peer, %from, end, "HBONE connection ended");
 }
 
-/// A request that gets another answer than 200.
-struct Refusal {
-    status: StatusCode,
-    reason: Reason,
-    text: String,
+/// The peer broke HTTP/2's rules or a limit, and the connection was ended for it.
+fn is_abuse(error: &h2::Error) -> bool {
+    error.is_library() || error.get_io().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
 async fn serve(
@@ -116,9 +157,15 @@ async fn serve(
     flow.source = Some(peer.clone());
     let policy = pod.shared.watch_policy();
 
-    let checked = check(&pod, request.method(), authority, target);
+    let (info, config) = (&pod.info, &pod.shared.config);
+    let checked = check(request.method(), authority, (&info.name, &info.ips), &config.reserved_ports);
     let result = match checked {
-        Ok(target) => admit(&pod, target, &mut flow, &peer).await,
+        // A peer that resets the stream has its place again at once: the app's must not outlive it.
+        Ok(target) => tokio::select! {
+            result = admit(&pod, target, &mut flow, &peer) => result,
+            _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(failed(Reason::TunnelFailed, GONE.to_owned())),
+        },
+
         Err(refusal) => Err(refusal),
     };
     let tcp = match result {
@@ -143,36 +190,6 @@ async fn serve(
     }
 }
 
-/// The request itself: a CONNECT, to this pod, and not to a port of the mesh (which would lead in circles).
-fn check(
-    pod: &Pod,
-    method: &Method,
-    authority: &str,
-    target: Option<SocketAddr>,
-) -> Result<SocketAddr, Refusal> {
-    let bad = |text| Refusal { status: StatusCode::BAD_REQUEST, reason: Reason::BadRequest, text };
-    if method != Method::CONNECT {
-        return Err(bad(format!("only CONNECT is served on the HBONE port, got {method}")));
-    }
-    let Some(target) = target else {
-        return Err(bad(format!("{authority:?} is not an IP address and a port")));
-    };
-    if !pod.info.ips.contains(&target.ip()) {
-        return Err(bad(format!("{} is not an address of the pod {}", target.ip(), pod.info.name)));
-    }
-    if target.port() == 0 {
-        return Err(bad("port 0 cannot be connected to".to_owned()));
-    }
-    if pod.shared.config.reserved_ports.contains(&target.port()) {
-        return Err(Refusal {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            reason: Reason::MeshPort,
-            text: format!("port {} is the mesh's own", target.port()),
-        });
-    }
-    Ok(target)
-}
-
 /// Policy, then the app.
 async fn admit(
     pod: &Pod,
@@ -188,12 +205,12 @@ async fn admit(
     }
     let connected = tokio::select! {
         connected = connect_app(pod, target, flow.client) => connected,
-        () = pod.kill.cancelled() => Err(std::io::Error::other("the agent stopped serving the pod")),
+        () = pod.kill.cancelled() => Err(io::Error::other("the agent stopped serving the pod")),
     };
     connected.map_err(|error| {
         let hint = match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => ": nothing in the pod listens there",
-            std::io::ErrorKind::TimedOut => ": the app does not accept connections",
+            io::ErrorKind::ConnectionRefused => ": nothing in the pod listens there",
+            io::ErrorKind::TimedOut => ": the app does not accept connections",
             _ => "",
         };
         let text = format!("cannot connect to {target} in {}: {error}{hint}", pod.info.name);

@@ -8,10 +8,10 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
@@ -67,13 +67,14 @@ pub(super) async fn relay(
     end: impl Future<Output = String>,
 ) -> Relayed {
     let (mut to_tunnel, mut from_tunnel) = (0, 0);
+    let heard = AtomicBool::new(false); // all that the peer had to say
     let result = {
         let (read, write) = tcp.split();
-        let up = upload(read, &mut send, |n| {
+        let up = upload(read, &mut send, &heard, |n| {
             to_tunnel += n;
             Counters::add(totals.0, n);
         });
-        let down = download(&mut recv, write, |n| {
+        let down = download(&mut recv, write, &heard, |n| {
             from_tunnel += n;
             Counters::add(totals.1, n);
         });
@@ -94,73 +95,71 @@ pub(super) async fn relay(
 async fn upload(
     mut read: ReadHalf<'_>,
     send: &mut SendStream<Bytes>,
+    heard: &AtomicBool,
     mut count: impl FnMut(u64),
 ) -> Result<(), Fault> {
     let mut size = FIRST_READ;
-    let mut buffer = BytesMut::new();
     loop {
-        // No buffer is held while nothing comes, unless it is small.
-        if buffer.capacity() > FIRST_READ {
-            buffer = BytesMut::new();
-        }
         tokio::select! {
-            reason = poll_fn(|cx| send.poll_reset(cx)) => return stopped(reason),
+            reason = poll_fn(|cx| send.poll_reset(cx)) => return stopped(reason, heard),
             ready = read.readable() => ready.map_err(Fault::Tcp)?,
         }
+        // No buffer is held while nothing comes.
+        let mut buffer = BytesMut::new();
         loop {
-            if buffer.capacity() < size / 2 {
+            let room = match room(send, &read, size).await? {
+                Ok(room) => room,
+                Err(reason) => return stopped(Ok(reason), heard),
+            };
+            if buffer.capacity() < room.min(size / 2) {
                 buffer.reserve(size);
             }
-            let room = buffer.capacity();
-            let Some(result) = now(read.read_buf(&mut buffer)).await else { break };
+            let asked = room.min(buffer.capacity());
+            let Some(result) = now(read.read_buf(&mut (&mut buffer).limit(asked))).await else { break };
             let n = result.map_err(Fault::Tcp)?;
             if n == 0 {
                 return send.send_data(Bytes::new(), true).map_err(Fault::Tunnel);
             }
-            if n == room {
+            if n == size.min(asked) {
                 size = (size * 4).min(LARGEST_READ);
             }
             count(n as u64);
-            if let Some(reason) = send_all(send, &read, buffer.split().freeze()).await? {
-                return stopped(Ok(reason));
-            }
+            send.send_data(buffer.split().freeze(), false).map_err(Fault::Tunnel)?;
         }
+        send.reserve_capacity(0);
     }
 }
 
-/// Hands `data` over as the stream's window and send buffer allow. `Some`: the peer reset the stream.
-async fn send_all(
+/// Waits until the stream takes something, at most `wanted` bytes: what is read from the app can be sent at once, and a
+/// peer that opens no window makes the agent hold nothing. `Err`: the peer reset the stream.
+async fn room(
     send: &mut SendStream<Bytes>,
     read: &ReadHalf<'_>,
-    mut data: Bytes,
-) -> Result<Option<Reason>, Fault> {
-    while !data.is_empty() {
-        send.reserve_capacity(data.len());
-        let room = match send.capacity() {
-            0 => {
-                let capacity = tokio::select! {
-                    capacity = poll_fn(|cx| send.poll_capacity(cx)) => capacity,
-                    // While the peer is slow the socket is not read: its reset shows only like this.
-                    ready = read.ready(Interest::ERROR) => return Err(broken(ready, read)),
-                };
-                match capacity {
-                    Some(room) => room.map_err(Fault::Tunnel)?,
-                    None => return poll_fn(|cx| send.poll_reset(cx)).await.map(Some).map_err(Fault::Tunnel),
-                }
-            }
-            room => room,
+    wanted: usize,
+) -> Result<Result<usize, Reason>, Fault> {
+    send.reserve_capacity(wanted);
+    loop {
+        match send.capacity() {
+            0 => {}
+            room => return Ok(Ok(room.min(wanted))),
+        }
+        let capacity = tokio::select! {
+            capacity = poll_fn(|cx| send.poll_capacity(cx)) => capacity,
+            // While the peer is slow the socket is not read: its reset shows only like this.
+            ready = read.ready(Interest::ERROR) => return Err(broken(ready, read)),
         };
-        let part = data.split_to(room.min(data.len()));
-        if !part.is_empty() {
-            send.send_data(part, false).map_err(Fault::Tunnel)?;
+        match capacity {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(Fault::Tunnel(error)),
+            None => return poll_fn(|cx| send.poll_reset(cx)).await.map(Err).map_err(Fault::Tunnel),
         }
     }
-    Ok(None)
 }
 
 async fn download(
     recv: &mut RecvStream,
     mut write: WriteHalf<'_>,
+    heard: &AtomicBool,
     mut count: impl FnMut(u64),
 ) -> Result<(), Fault> {
     loop {
@@ -178,15 +177,23 @@ async fn download(
                     .filter(|_| error.is_reset())
                     .map_or(Fault::Tunnel(error), Fault::Reset));
             }
-            Some(Err(_)) | None => return write.shutdown().await.map_err(Fault::Tcp),
+            Some(Err(_)) | None => {
+                heard.store(true, Ordering::Relaxed);
+                return write.shutdown().await.map_err(Fault::Tcp);
+            }
         }
     }
 }
 
-/// NO_ERROR (RFC 9113 8.1): the peer has said all and does not want to hear more.
-fn stopped(reset: Result<Reason, h2::Error>) -> Result<(), Fault> {
+/// What a reset means for what the app still says.
+///
+/// NO_ERROR (RFC 9113 8.1): the peer has said all and does not want to hear more. CANCEL says the same once its END_STREAM has
+/// come (`heard`): ztunnel drops a stream so when its app has closed its socket. Before END_STREAM it cuts the peer's words
+/// short; ztunnel takes that for an end too, and its app cannot tell. Here it is a reset.
+fn stopped(reset: Result<Reason, h2::Error>, heard: &AtomicBool) -> Result<(), Fault> {
     match reset {
         Ok(Reason::NO_ERROR) => Ok(()),
+        Ok(Reason::CANCEL) if heard.load(Ordering::Relaxed) => Ok(()),
         Ok(reason) => Err(Fault::Reset(reason)),
         Err(error) => Err(Fault::Tunnel(error)),
     }

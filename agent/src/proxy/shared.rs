@@ -20,8 +20,14 @@ pub struct ProxyConfig {
     pub reserved_ports: Vec<u16>,
     /// For the connection to the app. Default 10 s.
     pub connect_timeout: Duration,
-    /// TLS and HTTP/2 handshakes that may be going on at once, per pod. Default 256.
+    /// TLS and HTTP/2 handshakes that may be going on at once, per pod. Default 256; one more ends the oldest of the address
+    /// that has most.
     pub handshakes: usize,
+    /// HBONE connections that one address may have to a pod. Default 128: room for 12,800 tunnels of a peer that puts 100 on
+    /// each, as Culvert and ztunnel do.
+    pub connections_per_peer: usize,
+    /// HBONE connections to a pod from all addresses. Default 8192.
+    pub connections_per_pod: usize,
     /// What open connections have to end by themselves when a pod is no longer served. Default 5 s, as ztunnel.
     pub drain: Duration,
     /// Windows, limits and timeouts of HBONE.
@@ -35,6 +41,8 @@ impl Default for ProxyConfig {
             reserved_ports: vec![OUTBOUND_PORT, 15006, HBONE_PORT],
             connect_timeout: Duration::from_secs(10),
             handshakes: 256,
+            connections_per_peer: 128,
+            connections_per_pod: 8192,
             drain: Duration::from_secs(5),
             hbone: HboneConfig::default(),
         }
@@ -94,6 +102,10 @@ pub struct Counters {
     pub bytes_received: AtomicU64,
     /// TLS or HTTP/2 handshakes of peers that failed.
     pub handshakes_failed: AtomicU64,
+    /// HBONE connections of peers that were turned away because their address or the pod has its share.
+    pub inbound_turned_away: AtomicU64,
+    /// HBONE connections that were ended because the peer broke HTTP/2's rules or a limit.
+    pub inbound_abused: AtomicU64,
     /// HBONE connections open now, accepted from other workloads.
     pub inbound_connections: AtomicU64,
 }

@@ -17,6 +17,14 @@ pub struct Metrics {
     pub relayed_bytes: u64,
     /// Tunnelled connections now open.
     pub open_tunnels: u64,
+    /// HBONE connections of peers, now open.
+    pub peer_connections: u64,
+    /// TLS or HTTP/2 handshakes of peers that failed.
+    pub handshakes_failed: u64,
+    /// HBONE connections turned away: their address or the pod had its share.
+    pub turned_away: u64,
+    /// HBONE connections ended because the peer broke HTTP/2's rules or a limit.
+    pub abused: u64,
     /// Enrolled pods of this node.
     pub enrolled_pods: u64,
     /// Pods that should be enrolled and are not yet.
@@ -51,6 +59,30 @@ impl Metrics {
                 self.relayed_bytes,
             ),
             ("culvert_tunnels_open", "gauge", "Tunnelled connections now open.", self.open_tunnels),
+            (
+                "culvert_hbone_peer_connections",
+                "gauge",
+                "HBONE connections of peers now open.",
+                self.peer_connections,
+            ),
+            (
+                "culvert_hbone_handshakes_failed_total",
+                "counter",
+                "TLS or HTTP/2 handshakes of peers that failed.",
+                self.handshakes_failed,
+            ),
+            (
+                "culvert_hbone_connections_turned_away_total",
+                "counter",
+                "HBONE connections turned away because their address or the pod had its share.",
+                self.turned_away,
+            ),
+            (
+                "culvert_hbone_connections_abused_total",
+                "counter",
+                "HBONE connections ended because the peer broke the rules of HTTP/2 or a limit.",
+                self.abused,
+            ),
             ("culvert_pods_enrolled", "gauge", "Enrolled pods of this node.", self.enrolled_pods),
             ("culvert_pods_pending", "gauge", "Pods whose enrolment has not finished.", self.pending_pods),
             (

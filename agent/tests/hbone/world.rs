@@ -31,6 +31,8 @@ pub(crate) fn id(account: &str) -> SpiffeId {
 /// Plays kernel and model: every connection was going to `target`, over IPv4 by way of [`VIP`].
 pub(crate) struct FakeMesh {
     pub(crate) target: Mutex<Option<SocketAddr>>,
+    /// Instead of the one to the target, when there are any.
+    pub(crate) hops: Mutex<Vec<Hop>>,
     pub(crate) decision: Mutex<Decision>,
     pub(crate) identities: Mutex<HashMap<IpAddr, SpiffeId>>,
     pub(crate) sources: Mutex<HashMap<SocketAddr, SocketAddr>>,
@@ -44,6 +46,10 @@ impl Mesh for FakeMesh {
         target: SocketAddr,
         _own: &[IpAddr],
     ) -> Result<Vec<Hop>, (Reason, String)> {
+        let hops = self.hops.lock().unwrap().clone();
+        if !hops.is_empty() {
+            return Ok(hops);
+        }
         let identity = self.identities.lock().unwrap().get(&target.ip()).cloned();
         let identity = identity.ok_or((Reason::OutsideMesh, "nobody".to_owned()))?;
         Ok(vec![Hop { address: target.ip(), port: None, identity, authority: target, waypoint: false }])
@@ -131,13 +137,20 @@ pub(crate) struct Setup {
     pub(crate) ttl: Duration,
     pub(crate) hbone: HboneConfig,
     pub v6: bool,
+    pub(crate) proxy: ProxyConfig,
     /// Listens where the server pod's agent should.
     pub(crate) impostor: Option<SocketAddr>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { ttl: DAY, hbone: HboneConfig::default(), v6: false, impostor: None }
+        Self {
+            ttl: DAY,
+            hbone: HboneConfig::default(),
+            v6: false,
+            proxy: ProxyConfig::default(),
+            impostor: None,
+        }
     }
 }
 
@@ -156,6 +169,7 @@ impl World {
         let (client_ip, server_ip) = (ip("127.0.0.2"), ip("127.0.0.3"));
         let mesh = Arc::new(FakeMesh {
             target: Mutex::default(),
+            hops: Mutex::default(),
             decision: Mutex::new(Decision::allow(Reason::NoPolicy)),
             identities: Mutex::new(HashMap::from([(server_ip, id("server"))])),
             sources: Mutex::default(),
@@ -169,7 +183,7 @@ impl World {
                 hbone_port,
                 drain: Duration::from_millis(300),
                 hbone: setup.hbone.clone(),
-                ..Default::default()
+                ..setup.proxy.clone()
             };
             let shared = Shared::new(mesh.clone(), CertStore::new(Ca::Embedded(ca)), config);
             let netns = netns();

@@ -4,15 +4,18 @@
 //!
 //! * [`manifests`]: any bytes as a manifest file: no panic, each problem names its place, and what is valid compiles.
 //! * [`policy`]: policies of every shape ([`Mesh`]) as text: the compiled rows decide as the reference does.
+//! * [`requests`]: what HBONE peers ask for: only this pod is served; what is written is read again.
 
 mod check;
 mod generate;
+mod requests;
 
 use std::path::Path;
 
 use culvert::control::manifests::parse;
 
 pub use generate::Mesh;
+pub use requests::{PeerRequest, requests};
 
 /// The name that problems must bear.
 const FILE: &str = "fuzz.yaml";
