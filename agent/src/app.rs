@@ -27,7 +27,7 @@ use crate::bpf::{self, EventStream, Kernel, KernelConfig, PIN_ROOT};
 use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
 use crate::control::{Update, manifests};
-use crate::identity::{Ca, CertStore, EmbeddedCa};
+use crate::identity::{Ca, CertStore, EmbeddedCa, PeerRules, Revocations};
 use crate::model::{Settings, Snapshot, Workload, World, desired};
 use crate::pods::{Pods, Wanted};
 use crate::policy::{Compiled, Interner, compile};
@@ -99,7 +99,11 @@ async fn start(args: AgentArgs) -> Result<()> {
     if lost > 0 {
         tracing::info!(lost, "tunnels that an earlier agent was about to take are forgotten");
     }
-    let certs = CertStore::with_aliases(Ca::Embedded(ca), args.trust_domain_aliases.clone());
+    let rules = PeerRules {
+        aliases: args.trust_domain_aliases.clone(),
+        revocations: args.crl.clone().map(Revocations::follow).unwrap_or_default(),
+    };
+    let certs = CertStore::with_rules(Ca::Embedded(ca), rules);
     let shutdown = CancellationToken::new();
     let updates = manifests::spawn(args.manifests.clone(), shutdown.clone());
 

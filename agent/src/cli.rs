@@ -112,6 +112,9 @@ pub struct AgentArgs {
     /// Lifetime of workload certificates, in seconds; renewed at half of it
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=31_536_000))]
     pub certificate_ttl: u64,
+    /// Revocation lists (PEM): peers whose certificates they name are refused, and their open tunnels ended. The file is watched
+    #[arg(long, value_name = "FILE")]
+    pub crl: Option<PathBuf>,
     /// How long open tunnels may go on after SIGTERM, in seconds; a second signal ends them at once. A pod's
     /// terminationGracePeriodSeconds must be longer
     #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 pub use client::OpenError;
 pub use headers::{authority, client_port, forwarded, parse_authority};
+pub(crate) use pool::REVOKED;
 pub use pool::{Destination, Pool, Tunnel};
 pub use server::{Accepted, HandshakeError, accept};
 

@@ -5,14 +5,19 @@
 //! store again, so a renewed certificate is used from the next connection on, and open connections are left alone.
 
 mod ca;
+mod crl;
+mod explain;
+mod files;
 mod spiffe;
 mod store;
 mod tls;
 mod verify;
 
 pub use ca::{Ca, CaError, DEFAULT_TTL, EmbeddedCa, SignedChain};
+pub use crl::{Proof, Revocations, Role};
+pub use explain::Finding;
+pub(crate) use explain::{explain, explain_later};
 pub use spiffe::{SpiffeError, SpiffeId};
-pub use store::{CertError, CertInfo, CertLease, CertStore};
+pub use store::{CertError, CertInfo, CertLease, CertStore, PeerRules};
 pub use tls::WorkloadCert;
-pub(crate) use verify::explain;
 pub use verify::{PeerError, spiffe_ids};

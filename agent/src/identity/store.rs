@@ -8,7 +8,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Ca, CaError, SpiffeId, WorkloadCert};
+use super::{Ca, CaError, Revocations, SpiffeId, WorkloadCert};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(150);
@@ -68,6 +68,15 @@ pub struct CertInfo {
     pub error: String,
 }
 
+/// Whom a mesh's certificates accept, besides the peers of their own trust domain that its roots vouch for.
+#[derive(Clone, Debug, Default)]
+pub struct PeerRules {
+    /// Further trust domains that clients may come from.
+    pub aliases: Vec<String>,
+    /// Certificates that are no longer accepted.
+    pub revocations: Revocations,
+}
+
 /// Certificates by identity. Cheap to clone; all clones are one store.
 #[derive(Clone)]
 pub struct CertStore {
@@ -76,7 +85,7 @@ pub struct CertStore {
 
 struct Inner {
     ca: Arc<Ca>,
-    aliases: Arc<[String]>,
+    rules: Arc<PeerRules>,
     entries: Mutex<HashMap<SpiffeId, Entry>>,
     /// Ends every rotation when the last clone goes.
     stop: CancellationToken,
@@ -105,16 +114,16 @@ pub struct CertLease {
 impl CertStore {
     /// A store that asks `ca`. Lives in a tokio runtime: [`CertStore::get`] and [`CertStore::lease`] spawn tasks.
     pub fn new(ca: Ca) -> Self {
-        Self::with_aliases(ca, Vec::new())
+        Self::with_rules(ca, PeerRules::default())
     }
 
-    /// A store whose certificates also let in clients from these trust domains.
-    pub fn with_aliases(ca: Ca, aliases: Vec<String>) -> Self {
+    /// A store whose certificates accept peers by these rules.
+    pub fn with_rules(ca: Ca, rules: PeerRules) -> Self {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
         let inner = Inner {
             ca: Arc::new(ca),
-            aliases: aliases.into(),
+            rules: Arc::new(rules),
             entries: Mutex::default(),
             stop,
             _stop_on_drop: guard,
@@ -183,7 +192,7 @@ impl CertStore {
             let stop = self.inner.stop.child_token();
             let rotation = Rotation {
                 ca: self.inner.ca.clone(),
-                aliases: self.inner.aliases.clone(),
+                rules: self.inner.rules.clone(),
                 store: Arc::downgrade(&self.inner),
                 identity: identity.clone(),
                 sender,
@@ -214,7 +223,7 @@ impl Drop for CertLease {
 /// The task behind one identity.
 struct Rotation {
     ca: Arc<Ca>,
-    aliases: Arc<[String]>,
+    rules: Arc<PeerRules>,
     store: std::sync::Weak<Inner>,
     identity: SpiffeId,
     sender: watch::Sender<State>,
@@ -256,7 +265,8 @@ impl Rotation {
             .sign(&self.identity, &key)
             .await
             .map_err(|source| CertError::Ca { identity: identity(), source: Arc::new(source) })?;
-        WorkloadCert::new(identity(), &key, signed, &self.aliases)
+        WorkloadCert::new(identity(), &key, signed, &self.rules.aliases)
+            .map(|cert| cert.with_revocations(self.rules.revocations.clone()))
             .map_err(|source| CertError::Tls { identity: identity(), source })
     }
 

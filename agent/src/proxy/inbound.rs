@@ -12,12 +12,13 @@ use http::header::FORWARDED;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::pod::Pod;
 use super::relay::{Fault, relay};
 use super::socket::{connect_app, next};
 use super::{Counters, Side, Stage, TunnelFlow};
-use crate::hbone::{Accepted, HandshakeError, REASON_HEADER, accept, client_port, parse_authority};
+use crate::hbone::{Accepted, HandshakeError, REASON_HEADER, REVOKED, accept, client_port, parse_authority};
 use crate::identity::SpiffeId;
 
 /// Accepts until the pod is stopped. New connections wait in the kernel while too many handshakes are going on.
@@ -68,7 +69,8 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Refusal> {
 }
 
 async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
-    let Accepted { peer, mut connection } = accepted;
+    let Accepted { peer, proof, mut connection } = accepted;
+    let revoked = CancellationToken::new();
     let _open = Counters::open(&pod.shared.counters.inbound_connections);
     let pings = pod.shared.config.hbone.watch_pings(connection.ping_pong());
     let mut pings = std::pin::pin!(pings);
@@ -76,13 +78,23 @@ async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
     let end = loop {
         tokio::select! {
             request = connection.accept() => match request {
+                Some(Ok((_, mut respond))) if revoked.is_cancelled() => {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                }
                 Some(Ok((request, respond))) => {
-                    pod.tasks.spawn(serve(pod.clone(), peer.clone(), from, request, respond));
+                    let client = Client { peer: peer.clone(), from, revoked: revoked.clone() };
+                    pod.tasks.spawn(serve(pod.clone(), client, request, respond));
                 }
                 Some(Err(error)) => break error.to_string(),
                 None => break String::new(),
             },
             problem = &mut pings => break problem,
+            () = proof.revoked(), if !revoked.is_cancelled() => {
+                tracing::warn!(pod = pod.info.name, %peer, %from, "{REVOKED}: its tunnels are ended");
+                revoked.cancel();
+                draining = true;
+                connection.graceful_shutdown();
+            }
             () = pod.stop.cancelled(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
@@ -91,6 +103,14 @@ async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
         }
     };
     tracing::debug!(pod = pod.info.name, %peer, %from, end, "HBONE connection ended");
+}
+
+/// The other end of an HBONE connection.
+struct Client {
+    peer: SpiffeId,
+    from: SocketAddr,
+    /// Its certificate is no longer good.
+    revoked: CancellationToken,
 }
 
 /// A request that gets another answer than 200.
@@ -102,11 +122,11 @@ struct Refusal {
 
 async fn serve(
     pod: Arc<Pod>,
-    peer: SpiffeId,
-    from: SocketAddr,
+    client: Client,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
+    let Client { peer, from, revoked } = client;
     let start = Instant::now();
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
     let target = parse_authority(authority);
@@ -135,7 +155,7 @@ async fn serve(
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::OK;
     match respond.send_response(response, false) {
-        Ok(send) => carry(&pod, tcp, (send, request.into_body()), flow, policy, start).await,
+        Ok(send) => carry(&pod, tcp, (send, request.into_body()), flow, (policy, revoked), start).await,
         Err(error) => {
             let text = format!("the peer went away before the answer: {error}");
             refuse(&pod, flow, Decision::refuse(Reason::TunnelFailed), &text);
@@ -217,7 +237,7 @@ async fn carry(
     tcp: TcpStream,
     stream: (h2::SendStream<Bytes>, RecvStream),
     mut flow: TunnelFlow,
-    policy: watch::Receiver<u64>,
+    (policy, revoked): (watch::Receiver<u64>, CancellationToken),
     start: Instant,
 ) {
     let counters = &pod.shared.counters;
@@ -232,6 +252,7 @@ async fn carry(
                 format!("policy changed: {}", decision.reason.as_str())
             }
             () = pod.kill.cancelled() => "the agent stopped serving the pod".to_owned(),
+            () = revoked.cancelled() => REVOKED.to_owned(),
         }
     };
     let relayed = relay(tcp, stream, (&counters.bytes_received, &counters.bytes_sent), end).await;
