@@ -1,6 +1,7 @@
 //! The command line: `culvert agent` runs a node; `culvert analyze` reads manifests; the other verbs ask a running agent.
 
 mod analyze;
+mod ca;
 mod client;
 mod show;
 mod table;
@@ -60,6 +61,11 @@ enum Command {
     Metrics(SocketArgs),
     /// Say whether the agent is ready, and if not, what it waits for
     Ready(SocketArgs),
+    /// Sign certificates for the agents of a mesh, by Istio's certificate API
+    #[command(
+        after_help = "Examples:\n  culvert ca --token /etc/culvert/tokens --server-name ca.example\n  culvert agent --node n1 --manifests m --ca-address ca.example:15012 --ca-root ca.crt --ca-token token"
+    )]
+    Ca(Box<ca::CaArgs>),
     /// Remove every trace of a stopped agent from the node: programs, maps, state
     Uninstall(uninstall::UninstallArgs),
 }
@@ -79,9 +85,21 @@ pub struct AgentArgs {
     /// Folder of Kubernetes manifests to follow
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
-    /// Folder with the embedded CA's root (ca.crt, ca.key), shared by the agents of a mesh; made when missing
-    #[arg(long, value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    /// Folder with the embedded CA's root (ca.crt, ca.key), shared by the agents of a mesh; made when missing, watched for other roots
+    #[arg(long, value_name = "DIR", required_unless_present = "ca_address", conflicts_with = "ca_address")]
+    pub ca_dir: Option<PathBuf>,
+    /// A CA that serves Istio's certificate API, instead of the embedded one: `culvert ca`, or istiod
+    #[arg(long, value_name = "HOST:PORT", requires = "ca_root", requires = "ca_token")]
+    pub ca_address: Option<String>,
+    /// Roots (PEM) that the server at --ca-address is checked against; read anew for every request
+    #[arg(long, value_name = "FILE", requires = "ca_address")]
+    pub ca_root: Option<PathBuf>,
+    /// Token to show to the server at --ca-address; read anew for every request
+    #[arg(long, value_name = "FILE", requires = "ca_address")]
+    pub ca_token: Option<PathBuf>,
+    /// Name of this cluster, for the server at --ca-address
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
     /// cgroup v2 directory whose processes the hooks see [default: the cgroup v2 mount]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
@@ -244,10 +262,15 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
+        Command::Ca(args) => serve_ca(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     }
 }
 
 fn wait(future: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+fn serve_ca(args: &ca::CaArgs) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(ca::run(args))
 }

@@ -177,7 +177,7 @@ fn server_verifier(
 
 /// aws-lc-rs with the two AES-GCM suites that every HBONE peer has; the hybrid group first, so that recorded traffic
 /// stays secret from a later quantum computer, and plain groups for peers that lack it.
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let make = || {
         let mut provider = aws_lc_rs::default_provider();
