@@ -295,3 +295,35 @@ async fn a_revoked_client_loses_its_tunnels_and_gets_no_new_one() {
 async fn a_revoked_server_loses_its_tunnels_and_gets_no_new_one() {
     a_revoked_peer("server", Side::Source).await;
 }
+
+/// Whether a client with this certificate is let in: the server's HTTP/2 settings come.
+async fn is_let_in(world: &World, cert: &WorkloadCert) -> bool {
+    let tcp = TcpStream::connect(world.hbone).await.unwrap();
+    let name = rustls::pki_types::ServerName::IpAddress(world.server_ip.into());
+    let connector = TlsConnector::from(cert.connecting(&id("server")).0);
+    let mut tls = connector.connect(name, tcp).await.unwrap();
+    tls.read_u8().await.is_ok()
+}
+
+#[tokio::test]
+async fn another_root_in_the_bundle_counts_for_new_connections_and_open_ones_stay() {
+    let foreign = tempfile::tempdir().unwrap();
+    let world = World::new().await;
+    world.echo().await;
+    let mut open = world.connect().await;
+    assert!(echoes(&mut open).await);
+    let cert = world.foreign_cert(foreign.path(), id("client"));
+    assert!(!is_let_in(&world, &cert).await);
+
+    let path = world.ca_dir.path().join("ca.crt");
+    let both = std::fs::read_to_string(&path).unwrap()
+        + &std::fs::read_to_string(foreign.path().join("ca.crt")).unwrap();
+    std::fs::write(path.with_extension("new"), both).unwrap();
+    std::fs::rename(path.with_extension("new"), &path).unwrap();
+    let begun = std::time::Instant::now();
+    while !is_let_in(&world, &cert).await {
+        assert!(begun.elapsed() < Duration::from_secs(5), "the bundle is not taken over");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(echoes(&mut open).await && echoes(&mut world.connect().await).await);
+}
