@@ -30,7 +30,7 @@ use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
 use crate::control::{Update, manifests};
 use crate::hbone::baggage;
-use crate::identity::{Ca, CertStore, EmbeddedCa};
+use crate::identity::{Ca, CertStore, EmbeddedCa, PeerRules, RemoteCa, RemoteConfig, Revocations};
 use crate::model::{Settings, Snapshot, Workload, World, desired};
 use crate::pods::{Ended, Pods, Wanted};
 use crate::policy::{Compiled, Interner, compile};
@@ -60,18 +60,18 @@ const RECHECKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_mill
 ///
 /// What keeps the agent from starting, or the loss of something that it cannot do without.
 pub fn run(args: AgentArgs) -> Result<()> {
-    init_logging(&args)?;
+    init_logging(&args.log, args.log_format)?;
     sys::raise_descriptor_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(start(args))
 }
 
-fn init_logging(args: &AgentArgs) -> Result<()> {
-    let filter =
-        EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is not a log filter", args.log))?;
+/// Log lines go to stderr.
+pub(crate) fn init_logging(log: &str, format: LogFormat) -> Result<()> {
+    let filter = EnvFilter::try_new(log).with_context(|| format!("--log {log:?} is not a log filter"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match args.log_format {
+    match format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().init(),
     }
@@ -94,7 +94,7 @@ async fn start(args: AgentArgs) -> Result<()> {
         args.manifests.display()
     );
     let _claim = Claim::take(&state_dir, &cgroup_root)?;
-    let ca = EmbeddedCa::open(&args.ca_dir, Duration::from_secs(args.certificate_ttl))?;
+    let ca = open_ca(&args)?;
     let kernel = match load_kernel(&args, &cgroup_root) {
         Ok(kernel) => Arc::new(kernel),
         // What the kernel lacks explains more than what it refused because of that.
@@ -105,7 +105,11 @@ async fn start(args: AgentArgs) -> Result<()> {
     if lost > 0 {
         tracing::info!(lost, "tunnels that an earlier agent was about to take are forgotten");
     }
-    let certs = CertStore::with_aliases(Ca::Embedded(ca), args.trust_domain_aliases.clone());
+    let rules = PeerRules {
+        aliases: args.trust_domain_aliases.clone(),
+        revocations: args.crl.clone().map(Revocations::follow).unwrap_or_default(),
+    };
+    let certs = CertStore::with_rules(ca, rules);
     let shutdown = CancellationToken::new();
     let updates = manifests::spawn(args.manifests.clone(), shutdown.clone());
 
@@ -161,6 +165,22 @@ async fn start(args: AgentArgs) -> Result<()> {
     let _ = std::fs::remove_file(state_dir.join("admin.sock"));
     tracing::info!("agent stopped; enforcement stays in the kernel");
     Ok(())
+}
+
+fn open_ca(args: &AgentArgs) -> Result<Ca> {
+    let ttl = Duration::from_secs(args.certificate_ttl);
+    let (Some(address), Some(root), Some(token)) = (&args.ca_address, &args.ca_root, &args.ca_token) else {
+        let dir = args.ca_dir.as_ref().context("--ca-dir or --ca-address is needed")?;
+        return Ok(Ca::Embedded(EmbeddedCa::open(dir, ttl)?));
+    };
+    let config = RemoteConfig {
+        address: address.clone(),
+        root: root.clone(),
+        token: token.clone(),
+        cluster: args.cluster_id.clone(),
+        ttl,
+    };
+    Ok(Ca::Remote(RemoteCa::new(config)?))
 }
 
 /// Where an instance has its socket and its lock.

@@ -1,6 +1,7 @@
 //! The command line: `culvert agent` runs a node; `culvert analyze` reads manifests; the other verbs ask a running agent.
 
 mod analyze;
+mod ca;
 mod client;
 mod show;
 mod table;
@@ -61,6 +62,11 @@ enum Command {
     Metrics(SocketArgs),
     /// Say whether the agent is ready, and if not, what it waits for
     Ready(SocketArgs),
+    /// Sign certificates for the agents of a mesh, by Istio's certificate API
+    #[command(
+        after_help = "Examples:\n  culvert ca --token /etc/culvert/tokens --server-name ca.example\n  culvert agent --node n1 --manifests m --ca-address ca.example:15012 --ca-root ca.crt --ca-token token"
+    )]
+    Ca(Box<ca::CaArgs>),
     /// Remove every trace of a stopped agent from the node: programs, maps, state
     Uninstall(uninstall::UninstallArgs),
 }
@@ -80,9 +86,21 @@ pub struct AgentArgs {
     /// Folder of Kubernetes manifests to follow
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
-    /// Folder with the embedded CA's root (ca.crt, ca.key), shared by the agents of a mesh; made when missing
-    #[arg(long, value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    /// Folder with the embedded CA's root (ca.crt, ca.key), shared by the agents of a mesh; made when missing, watched for other roots
+    #[arg(long, value_name = "DIR", required_unless_present = "ca_address", conflicts_with = "ca_address")]
+    pub ca_dir: Option<PathBuf>,
+    /// A CA that serves Istio's certificate API, instead of the embedded one: `culvert ca`, or istiod
+    #[arg(long, value_name = "HOST:PORT", requires = "ca_root", requires = "ca_token")]
+    pub ca_address: Option<String>,
+    /// Roots (PEM) that the server at --ca-address is checked against; read anew for every request
+    #[arg(long, value_name = "FILE", requires = "ca_address")]
+    pub ca_root: Option<PathBuf>,
+    /// Token to show to the server at --ca-address; read anew for every request
+    #[arg(long, value_name = "FILE", requires = "ca_address")]
+    pub ca_token: Option<PathBuf>,
+    /// Name of this cluster, for the server at --ca-address
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
     /// cgroup v2 directory whose processes the hooks see [default: the cgroup v2 mount]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
@@ -117,6 +135,9 @@ pub struct AgentArgs {
     /// Lifetime of workload certificates, in seconds; renewed at half of it
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=31_536_000))]
     pub certificate_ttl: u64,
+    /// Revocation lists (PEM): peers whose certificates they name are refused, and their open tunnels ended. The file is watched
+    #[arg(long, value_name = "FILE")]
+    pub crl: Option<PathBuf>,
     /// How long open tunnels may go on after SIGTERM, in seconds; a second signal ends them at once. A pod's
     /// terminationGracePeriodSeconds must be longer
     #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
@@ -246,10 +267,15 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
+        Command::Ca(args) => serve_ca(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     }
 }
 
 fn wait(future: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+fn serve_ca(args: &ca::CaArgs) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(ca::run(args))
 }

@@ -18,6 +18,7 @@ pub use baggage::baggage;
 pub use client::OpenError;
 pub use flood::FloodLimit;
 pub use headers::{authority, client_port, forwarded, parse_authority};
+pub(crate) use pool::REVOKED;
 pub use pool::{Destination, Pool, Tunnel};
 pub use server::{Accepted, HandshakeError, accept};
 

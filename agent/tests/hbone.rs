@@ -330,7 +330,7 @@ async fn a_connect_request_says_what_ztunnel_says() {
 
 /// Answers HBONE connections as whoever `cert` says.
 async fn impostor(listener: TcpListener, cert: culvert::identity::WorkloadCert) {
-    let acceptor = TlsAcceptor::from(cert.server_config());
+    let acceptor = TlsAcceptor::from(cert.accepting().0);
     while let Ok((tcp, _)) = listener.accept().await {
         let _ = acceptor.accept(tcp).await;
     }
@@ -378,7 +378,7 @@ async fn a_client_that_cannot_prove_an_identity_of_the_mesh_is_refused() {
         (world.foreign_cert(foreign.path(), id("client")), Reason::TunnelFailed, "unknown issuer"),
     ] {
         let tcp = TcpStream::connect(world.hbone).await.unwrap();
-        let connector = TlsConnector::from(cert.client_config(&id("server")));
+        let connector = TlsConnector::from(cert.connecting(&id("server")).0);
         let name = ServerName::IpAddress(world.server_ip.into());
         let mut tls = connector.connect(name, tcp).await.unwrap();
         // TLS 1.3: the client believes that the handshake is over; the refusal comes as the first thing it reads.

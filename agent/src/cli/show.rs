@@ -32,6 +32,7 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
             ("SERIAL NUMBER", "serial"),
             ("NOT BEFORE", "not_before"),
             ("NOT AFTER", "not_after"),
+            ("PROBLEM", "error"),
         ],
         "pods" => &[
             ("POD", "name"),

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Destination, FloodLimit, HboneConfig};
-use crate::identity::{CertError, PeerError, WorkloadCert, explain};
+use crate::identity::{CertError, PeerError, Proof, Role, WorkloadCert, explain, explain_later};
 use crate::sys::tcp_socket;
 
 /// Between two tries of a pod that refuses.
@@ -83,6 +83,7 @@ impl OpenError {
 pub(super) struct Opened {
     pub(super) send: SendRequest<Bytes>,
     pub(super) connection: Connection<FloodLimit<TlsStream<TcpStream>>, Bytes>,
+    pub(super) proof: Proof,
 }
 
 /// Connects from the pod's own address, proves `cert`, and checks who answers.
@@ -97,19 +98,21 @@ pub(super) async fn connect(
         .map_err(|error| OpenError::Connect { address, problem: connect_hint(&error, address) })?;
     let broken = |problem: String| OpenError::Broken { address, problem };
     let handshake = async {
-        let connector = TlsConnector::from(cert.client_config(&destination.expected));
+        let (settings, finding) = cert.connecting(&destination.expected);
+        let connector = TlsConnector::from(settings);
         let name = ServerName::IpAddress(address.ip().into()); // not sent, not checked
         let tls = connector.connect(name, tcp).await.map_err(|error| match PeerError::find(&error) {
             Some(source) => OpenError::WrongPeer { address, source },
-            None => broken(explain(&error)),
+            None => broken(explain(&error, &finding)),
         })?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(broken("the peer does not speak HTTP/2 (ALPN h2) there".to_owned()));
         }
+        let proof = cert.proof(tls.get_ref().1.peer_certificates(), Role::Server);
         let tls = FloodLimit::new(tls, config.idle_frames, 0);
         let (send, connection) =
             builder(config).handshake(tls).await.map_err(|error| broken(explain_h2(&error)))?;
-        Ok(Opened { send, connection })
+        Ok(Opened { send, connection, proof })
     };
     timeout(config.handshake_timeout, handshake).await.unwrap_or_else(|_| {
         Err(broken(format!("no TLS and HTTP/2 handshake within {:?}", config.handshake_timeout)))
@@ -169,12 +172,6 @@ fn connect_hint(error: &io::Error, address: SocketAddr) -> String {
     }
 }
 
-/// TLS 1.3 tells a client that its certificate was refused only after the handshake: as an alert in the first answer.
 pub(super) fn explain_h2(error: &h2::Error) -> String {
-    let text = error.get_io().map_or_else(|| error.to_string(), explain);
-    if text.contains("fatal alert") {
-        format!("the peer did not accept our certificate ({text})")
-    } else {
-        text
-    }
+    explain_later(error.to_string())
 }

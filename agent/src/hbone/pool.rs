@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -15,7 +15,10 @@ use tokio::time::timeout;
 
 use super::client::{self, Opened, explain_h2};
 use super::{HboneConfig, OpenError, REASON_HEADER};
-use crate::identity::{CertStore, SpiffeId};
+use crate::identity::{CertStore, Proof, SpiffeId};
+
+/// Why a connection ends whose peer is on a revocation list.
+pub(crate) const REVOKED: &str = "the peer's certificate has been revoked";
 
 /// The two ends of a connection.
 #[derive(Clone, Debug)]
@@ -82,10 +85,19 @@ struct Connection {
     idle_since: Mutex<Instant>,
     /// Our certificate's end: the connection outlives it, but takes no more tunnels.
     not_after: SystemTime,
+    /// Why it was ended from here, when it was.
+    end: OnceLock<&'static str>,
 }
 
 /// One tunnel's share of a connection.
 pub(crate) struct Slot(Arc<Connection>);
+
+impl Slot {
+    /// Why the connection was ended from here, when it was.
+    pub(crate) fn end(&self) -> Option<&'static str> {
+        self.0.end.get().copied()
+    }
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
@@ -231,6 +243,7 @@ impl Pool {
             dead: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
             not_after,
+            end: OnceLock::new(),
         });
         lock(&entry.connections).push(connection.clone());
         let driver = Driver {
@@ -239,6 +252,7 @@ impl Pool {
             key,
             connection: Arc::downgrade(&connection),
             config: self.inner.config.clone(),
+            proof: opened.proof,
         };
         tokio::spawn(driver.run(opened.connection));
         Slot(connection)
@@ -281,6 +295,7 @@ struct Driver {
     /// Weak: a connection with neither pool entry nor tunnel closes itself.
     connection: Weak<Connection>,
     config: HboneConfig,
+    proof: Proof,
 }
 
 impl Driver {
@@ -295,6 +310,12 @@ impl Driver {
             tokio::select! {
                 result = &mut h2 => break result.map_or_else(|error| error.to_string(), |()| String::new()),
                 problem = &mut pings => break problem,
+                () = self.proof.revoked() => {
+                    if let Some(connection) = self.connection.upgrade() {
+                        let _ = connection.end.set(REVOKED);
+                    }
+                    break REVOKED.to_owned();
+                }
                 _ = idle.tick() => self.retire_idle(),
             }
         };

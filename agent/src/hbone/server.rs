@@ -1,8 +1,10 @@
 //! Taking an HBONE connection in.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -10,12 +12,18 @@ use tokio_rustls::server::TlsStream;
 
 use super::flood::PREFACE;
 use super::{FloodLimit, HboneConfig};
-use crate::identity::{PeerError, SpiffeId, WorkloadCert, explain, spiffe_ids};
+use crate::identity::{Finding, PeerError, Proof, Role, SpiffeId, WorkloadCert, explain, spiffe_ids};
+
+/// How long and how much a refused peer may still send.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 64 << 10;
 
 /// A peer that has proven who it is.
 pub struct Accepted {
     /// The first SPIFFE id of its certificate.
     pub peer: SpiffeId,
+    /// The certificate, which may be revoked later.
+    pub proof: Proof,
     /// Its requests. Must be polled.
     pub connection: h2::server::Connection<FloodLimit<TlsStream<TcpStream>>, Bytes>,
 }
@@ -47,8 +55,17 @@ pub async fn accept(
     config: &HboneConfig,
 ) -> Result<Accepted, HandshakeError> {
     let handshake = async {
-        let tls = TlsAcceptor::from(cert.server_config()).accept(tcp).await.map_err(tls_error)?;
-        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let (settings, finding) = cert.accepting();
+        let tls = match TlsAcceptor::from(settings).accept(tcp).into_fallible().await {
+            Ok(tls) => tls,
+            Err((error, tcp)) => {
+                tokio::spawn(linger(tcp));
+                return Err(tls_error(&error, &finding));
+            }
+        };
+        let shown = tls.get_ref().1.peer_certificates();
+        let proof = cert.proof(shown, Role::Client);
+        let leaf = shown.and_then(|chain| chain.first());
         let none = || PeerError::NoIdentity("it presented no certificate".to_owned());
         let peer = spiffe_ids(leaf.ok_or_else(none)?)?.into_iter().next().ok_or_else(none)?;
         let connection = h2::server::Builder::new()
@@ -60,17 +77,26 @@ pub async fn accept(
             .max_concurrent_streams(config.server_streams)
             .handshake(FloodLimit::new(tls, config.idle_frames, PREFACE))
             .await?;
-        Ok(Accepted { peer, connection })
+        Ok(Accepted { peer, proof, connection })
     };
     timeout(config.handshake_timeout, handshake).await.unwrap_or(Err(HandshakeError::Timeout))
 }
 
-fn tls_error(error: io::Error) -> HandshakeError {
-    if let Some(peer) = PeerError::find(&error) {
+/// A reset would overtake the alert that tells the peer why it was refused: what it still sends is read, for a moment.
+async fn linger(mut tcp: TcpStream) {
+    let rest = async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    let _ = timeout(LINGER, rest).await;
+}
+
+fn tls_error(error: &io::Error, finding: &Finding) -> HandshakeError {
+    if let Some(peer) = PeerError::find(error) {
         return peer.into();
     }
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => HandshakeError::HungUp,
-        _ => HandshakeError::Tls(explain(&error)),
+        _ => HandshakeError::Tls(explain(error, finding)),
     }
 }

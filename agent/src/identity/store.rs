@@ -8,10 +8,12 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Ca, CaError, SpiffeId, WorkloadCert};
+use super::{Ca, CaError, Revocations, SpiffeId, WorkloadCert};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(150);
+/// How often the files of a CA in this process are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 /// However short-lived the certificates, the CA is not asked more often than this.
 const SHORTEST_ROTATION: Duration = Duration::from_millis(100);
 
@@ -68,6 +70,15 @@ pub struct CertInfo {
     pub error: String,
 }
 
+/// Whom a mesh's certificates accept, besides the peers of their own trust domain that its roots vouch for.
+#[derive(Clone, Debug, Default)]
+pub struct PeerRules {
+    /// Further trust domains that clients may come from.
+    pub aliases: Vec<String>,
+    /// Certificates that are no longer accepted.
+    pub revocations: Revocations,
+}
+
 /// Certificates by identity. Cheap to clone; all clones are one store.
 #[derive(Clone)]
 pub struct CertStore {
@@ -76,7 +87,9 @@ pub struct CertStore {
 
 struct Inner {
     ca: Arc<Ca>,
-    aliases: Arc<[String]>,
+    rules: Arc<PeerRules>,
+    /// Counts up when all certificates are to be signed anew.
+    renew: watch::Sender<u64>,
     entries: Mutex<HashMap<SpiffeId, Entry>>,
     /// Ends every rotation when the last clone goes.
     stop: CancellationToken,
@@ -105,16 +118,20 @@ pub struct CertLease {
 impl CertStore {
     /// A store that asks `ca`. Lives in a tokio runtime: [`CertStore::get`] and [`CertStore::lease`] spawn tasks.
     pub fn new(ca: Ca) -> Self {
-        Self::with_aliases(ca, Vec::new())
+        Self::with_rules(ca, PeerRules::default())
     }
 
-    /// A store whose certificates also let in clients from these trust domains.
-    pub fn with_aliases(ca: Ca, aliases: Vec<String>) -> Self {
+    /// A store whose certificates accept peers by these rules.
+    pub fn with_rules(ca: Ca, rules: PeerRules) -> Self {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
+        let ca = Arc::new(ca);
+        let renew = watch::Sender::new(0);
+        tokio::spawn(watch_roots(ca.clone(), renew.clone(), stop.clone()));
         let inner = Inner {
-            ca: Arc::new(ca),
-            aliases: aliases.into(),
+            ca,
+            renew,
+            rules: Arc::new(rules),
             entries: Mutex::default(),
             stop,
             _stop_on_drop: guard,
@@ -149,9 +166,6 @@ impl CertStore {
 
     /// What the store holds, by identity.
     pub fn list(&self) -> Vec<CertInfo> {
-        let text = |time: SystemTime| {
-            jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |t| t.to_string())
-        };
         let mut list: Vec<CertInfo> = self
             .entries()
             .iter()
@@ -183,7 +197,8 @@ impl CertStore {
             let stop = self.inner.stop.child_token();
             let rotation = Rotation {
                 ca: self.inner.ca.clone(),
-                aliases: self.inner.aliases.clone(),
+                rules: self.inner.rules.clone(),
+                renew: self.inner.renew.subscribe(),
                 store: Arc::downgrade(&self.inner),
                 identity: identity.clone(),
                 sender,
@@ -211,39 +226,88 @@ impl Drop for CertLease {
     }
 }
 
+/// RFC 3339.
+fn text(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |t| t.to_string())
+}
+
+/// Other roots must not wait for half of a certificate's life.
+async fn watch_roots(ca: Arc<Ca>, renew: watch::Sender<u64>, stop: CancellationToken) {
+    let look = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if ca.refresh() {
+                renew.send_modify(|count| *count += 1);
+            }
+        }
+    };
+    stop.run_until_cancelled(look).await;
+}
+
 /// The task behind one identity.
 struct Rotation {
     ca: Arc<Ca>,
-    aliases: Arc<[String]>,
+    rules: Arc<PeerRules>,
+    renew: watch::Receiver<u64>,
     store: std::sync::Weak<Inner>,
     identity: SpiffeId,
     sender: watch::Sender<State>,
 }
 
 impl Rotation {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut retry = FIRST_RETRY;
+        let mut failing = false;
         loop {
             let wait = match self.fetch().await {
                 Ok(cert) => {
                     retry = FIRST_RETRY;
+                    if std::mem::take(&mut failing) {
+                        tracing::info!(identity = %self.identity, "the certificate is renewed again");
+                    }
                     let wait = until_rotation(&cert, SystemTime::now(), rand::random());
                     tracing::debug!(identity = %self.identity, serial = cert.serial(), ?wait, "got a certificate");
                     self.sender.send_replace(State { current: Some(Arc::new(cert)), error: None });
                     wait
                 }
                 Err(error) => {
-                    tracing::warn!(%error, retry_in = ?retry, "cannot get a certificate");
+                    failing = true;
+                    let wait = self.pause(retry);
+                    self.say(&error, wait);
                     self.sender.send_modify(|state| state.error = Some(error));
-                    let wait = retry.mul_f64(rand::random_range(0.8..1.2));
                     retry = (retry * 2).min(LAST_RETRY);
                     wait
                 }
             };
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // The sender lives as long as the store, which stops this task.
+                Ok(()) = self.renew.changed() => {}
+            }
             if self.drop_unused() {
                 return;
             }
+        }
+    }
+
+    /// How long to wait after a failure: as time goes by less often, but often enough that a certificate in use does not end in
+    /// between.
+    fn pause(&self, retry: Duration) -> Duration {
+        let end = self.sender.borrow().current.as_ref().map(|cert| cert.not_after());
+        let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok());
+        let most = left.map_or(LAST_RETRY, |left| (left / 10).max(FIRST_RETRY));
+        retry.min(most).mul_f64(rand::random_range(0.8..1.2))
+    }
+
+    fn say(&self, error: &CertError, retry_in: Duration) {
+        let state = self.sender.borrow();
+        let valid = state.current.as_ref().filter(|cert| cert.not_after() > SystemTime::now());
+        match valid {
+            Some(cert) => tracing::warn!(
+                %error, ?retry_in, valid_until = text(cert.not_after()),
+                "cannot renew a certificate; the one before stays in use"
+            ),
+            None => tracing::warn!(%error, ?retry_in, "cannot get a certificate"),
         }
     }
 
@@ -256,7 +320,8 @@ impl Rotation {
             .sign(&self.identity, &key)
             .await
             .map_err(|source| CertError::Ca { identity: identity(), source: Arc::new(source) })?;
-        WorkloadCert::new(identity(), &key, signed, &self.aliases)
+        WorkloadCert::new(identity(), &key, signed, &self.rules.aliases)
+            .map(|cert| cert.with_revocations(self.rules.revocations.clone()))
             .map_err(|source| CertError::Tls { identity: identity(), source })
     }
 

@@ -7,12 +7,14 @@ use std::time::{Duration, SystemTime};
 use rcgen::KeyPair;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 
+use super::crl::{Proof, Revocations, Role};
+use super::explain::{Finding, serial};
 use super::verify::{ClientVerifier, ServerVerifier};
 use super::{SignedChain, SpiffeId};
 
@@ -25,8 +27,11 @@ pub struct WorkloadCert {
     not_before: SystemTime,
     not_after: SystemTime,
     roots: Arc<RootCertStore>,
-    server: Arc<ServerConfig>,
-    /// Lacks only the verifier, which knows who is expected.
+    clients: ClientVerifier,
+    revocations: Revocations,
+    /// Both lack only the verifier of one handshake.
+    server: ConfigBuilder<ServerConfig, WantsVerifier>,
+    resolver: Arc<SingleCertAndKey>,
     client: ClientConfig,
 }
 
@@ -63,25 +68,38 @@ impl WorkloadCert {
 
         let domains = std::iter::once(identity.trust_domain()).chain(aliases.iter().map(String::as_str));
         let clients = ClientVerifier::new(roots.clone(), provider.clone(), domains)?;
-        let mut server = ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(Arc::new(clients))
-            .with_cert_resolver(resolver.clone());
-        server.alpn_protocols = vec![ALPN_H2.to_vec()];
-        // Resumption would skip the check of the client's certificate.
-        server.session_storage = Arc::new(NoServerSessionStorage {});
-        server.send_tls13_tickets = 0;
+        let server =
+            ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
 
-        let servers = server_verifier(&roots, &identity);
+        let revocations = Revocations::default();
+        let servers = server_verifier(&roots, &revocations, &Finding::default(), &identity);
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(servers)
-            .with_client_cert_resolver(resolver);
+            .with_client_cert_resolver(resolver.clone());
         client.alpn_protocols = vec![ALPN_H2.to_vec()];
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
-        Ok(Self { identity, serial, not_before, not_after, roots, server: Arc::new(server), client })
+        Ok(Self {
+            identity,
+            serial,
+            not_before,
+            not_after,
+            roots,
+            clients,
+            revocations,
+            server,
+            resolver,
+            client,
+        })
+    }
+
+    /// With it, no peer is accepted whose certificate is revoked.
+    #[must_use]
+    pub fn with_revocations(mut self, revocations: Revocations) -> Self {
+        self.revocations = revocations;
+        self
     }
 
     /// Whose it is.
@@ -104,22 +122,54 @@ impl WorkloadCert {
         self.not_after
     }
 
-    /// Settings for accepting: a client certificate of our trust domain is required.
-    pub fn server_config(&self) -> Arc<ServerConfig> {
-        self.server.clone()
+    /// Settings for accepting one connection: a client certificate of our trust domains is required. The finding says why one
+    /// was refused.
+    pub fn accepting(&self) -> (Arc<ServerConfig>, Finding) {
+        let finding = Finding::default();
+        let clients = self.clients.for_handshake(&self.revocations, &finding);
+        let mut config = self
+            .server
+            .clone()
+            .with_client_cert_verifier(Arc::new(clients))
+            .with_cert_resolver(self.resolver.clone());
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        // Resumption would skip the check of the client's certificate.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        (Arc::new(config), finding)
     }
 
-    /// Settings for connecting to a server that must prove to be `expected`.
-    pub fn client_config(&self, expected: &SpiffeId) -> Arc<ClientConfig> {
+    /// Settings for one connection to a server that must prove to be `expected`, and why it did not.
+    pub fn connecting(&self, expected: &SpiffeId) -> (Arc<ClientConfig>, Finding) {
+        let finding = Finding::default();
         let mut config = self.client.clone();
-        config.dangerous().set_certificate_verifier(server_verifier(&self.roots, expected));
-        Arc::new(config)
+        let servers = server_verifier(&self.roots, &self.revocations, &finding, expected);
+        config.dangerous().set_certificate_verifier(servers);
+        (Arc::new(config), finding)
+    }
+
+    /// What the peer in this `role` has shown, to be held against later revocations.
+    pub(crate) fn proof(&self, shown: Option<&[CertificateDer<'static>]>, role: Role) -> Proof {
+        Proof {
+            chain: shown.unwrap_or_default().to_vec(),
+            roots: self.roots.clone(),
+            revocations: self.revocations.clone(),
+            role,
+            verified: UnixTime::now(),
+        }
     }
 }
 
-fn server_verifier(roots: &Arc<RootCertStore>, expected: &SpiffeId) -> Arc<ServerVerifier> {
+fn server_verifier(
+    roots: &Arc<RootCertStore>,
+    revocations: &Revocations,
+    finding: &Finding,
+    expected: &SpiffeId,
+) -> Arc<ServerVerifier> {
     Arc::new(ServerVerifier {
         roots: roots.clone(),
+        revocations: revocations.clone(),
+        finding: finding.clone(),
         algorithms: provider().signature_verification_algorithms,
         expected: expected.clone(),
     })
@@ -127,7 +177,7 @@ fn server_verifier(roots: &Arc<RootCertStore>, expected: &SpiffeId) -> Arc<Serve
 
 /// aws-lc-rs with the two AES-GCM suites that every HBONE peer has; the hybrid group first, so that recorded traffic
 /// stays secret from a later quantum computer, and plain groups for peers that lack it.
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let make = || {
         let mut provider = aws_lc_rs::default_provider();
@@ -142,14 +192,11 @@ fn provider() -> Arc<CryptoProvider> {
     PROVIDER.get_or_init(make).clone()
 }
 
-fn describe(
-    chain: &[rustls::pki_types::CertificateDer<'_>],
-) -> Result<(String, SystemTime, SystemTime), rustls::Error> {
+fn describe(chain: &[CertificateDer<'_>]) -> Result<(String, SystemTime, SystemTime), rustls::Error> {
     let bad = |what: String| rustls::Error::General(format!("the CA's answer cannot be used: {what}"));
     let leaf = chain.first().ok_or_else(|| bad("no certificate".to_owned()))?;
     let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|error| bad(error.to_string()))?;
     let time = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs());
-    let serial = cert.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
     let validity = cert.validity();
-    Ok((serial, time(validity.not_before.timestamp()), time(validity.not_after.timestamp())))
+    Ok((serial(&cert), time(validity.not_before.timestamp()), time(validity.not_after.timestamp())))
 }

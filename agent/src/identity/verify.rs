@@ -17,7 +17,8 @@ use rustls::{
 };
 use x509_parser::extensions::GeneralName;
 
-use super::SpiffeId;
+use super::crl::{Revocations, Role};
+use super::{Finding, SpiffeId};
 
 /// Why a peer's certificate was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,36 +82,42 @@ impl PeerError {
     }
 }
 
-/// What a failed handshake means, for people.
-pub(crate) fn explain(error: &std::io::Error) -> String {
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    match tls {
-        Some(Error::InvalidCertificate(CertificateError::Other(other))) => other.0.to_string(),
-        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
-            "the peer's certificate has an unknown issuer: it was not signed by this mesh's root".to_owned()
-        }
-        Some(Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        )) => {
-            "the peer's certificate has expired: its node does not renew it, or a clock is wrong".to_owned()
-        }
-        Some(Error::InvalidCertificate(
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-        )) => "the peer's certificate is not valid yet: a clock is wrong".to_owned(),
-        Some(Error::NoCertificatesPresented) => "the peer presented no certificate".to_owned(),
-        Some(Error::AlertReceived(alert)) => {
-            format!("the peer ended the handshake (alert {alert:?}): it may not accept our certificate")
-        }
-        _ => error.to_string(),
+fn check_revocation(
+    revocations: &Revocations,
+    roots: &RootCertStore,
+    (leaf, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+    role: Role,
+    now: UnixTime,
+) -> Result<(), Error> {
+    let chain: Vec<_> = std::iter::once(leaf).chain(intermediates).cloned().collect();
+    if revocations.revoke(&chain, roots, role, now) {
+        return Err(CertificateError::Revoked.into());
     }
+    Ok(())
 }
 
 /// Verifies a server: chain to the roots, and one of its SPIFFE ids is the expected one. DNS names do not matter.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     pub(super) roots: Arc<RootCertStore>,
+    pub(super) revocations: Revocations,
+    pub(super) finding: Finding,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
     pub(super) expected: SpiffeId,
+}
+
+impl ServerVerifier {
+    fn verify_chain(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let cert = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, intermediates, now, algorithms)?;
+        check_revocation(&self.revocations, &self.roots, (end_entity, intermediates), Role::Server, now)
+    }
 }
 
 impl ServerCertVerifier for ServerVerifier {
@@ -122,14 +129,8 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let cert = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &cert,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        self.verify_chain(end_entity, intermediates, now)
+            .inspect_err(|error| self.finding.note(error, end_entity, &self.roots, now))?;
         let got = spiffe_ids(end_entity).map_err(PeerError::into_tls)?;
         if got.contains(&self.expected) {
             Ok(ServerCertVerified::assertion())
@@ -162,10 +163,13 @@ impl ServerCertVerifier for ServerVerifier {
 }
 
 /// Verifies a client: chain to the roots, then the trust domain of its first SPIFFE id is one of ours.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
-    trust_domains: Vec<String>,
+    roots: Arc<RootCertStore>,
+    revocations: Revocations,
+    finding: Finding,
+    trust_domains: Arc<[String]>,
 }
 
 impl ClientVerifier {
@@ -174,10 +178,32 @@ impl ClientVerifier {
         provider: Arc<CryptoProvider>,
         trust_domains: impl Iterator<Item = &'a str>,
     ) -> Result<Self, Error> {
-        let chain = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider)
+        let chain = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.clone(), provider)
             .build()
             .map_err(|error| Error::General(error.to_string()))?;
-        Ok(Self { chain, trust_domains: trust_domains.map(str::to_owned).collect() })
+        Ok(Self {
+            chain,
+            roots,
+            revocations: Revocations::default(),
+            finding: Finding::default(),
+            trust_domains: trust_domains.map(str::to_owned).collect(),
+        })
+    }
+
+    /// For one handshake: tells `finding` what is wrong, and accepts nothing that is revoked now.
+    pub(super) fn for_handshake(&self, revocations: &Revocations, finding: &Finding) -> Self {
+        Self { revocations: revocations.clone(), finding: finding.clone(), ..self.clone() }
+    }
+
+    fn verify_chain(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        check_revocation(&self.revocations, &self.roots, (end_entity, intermediates), Role::Client, now)?;
+        Ok(verified)
     }
 }
 
@@ -192,7 +218,9 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self
+            .verify_chain(end_entity, intermediates, now)
+            .inspect_err(|error| self.finding.note(error, end_entity, &self.roots, now))?;
         match spiffe_ids(end_entity).map_err(PeerError::into_tls)?.into_iter().next() {
             Some(id) if self.trust_domains.iter().any(|ours| ours == id.trust_domain()) => Ok(verified),
             Some(got) => {

@@ -16,6 +16,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::guests::{Guest, Guests, Limits};
 use super::pod::Pod;
@@ -23,7 +24,7 @@ use super::relay::{Fault, relay};
 use super::request::{Refusal, check};
 use super::socket::{connect_app, next, reset};
 use super::{Counters, Side, Stage, TunnelFlow};
-use crate::hbone::{Accepted, HandshakeError, REASON_HEADER, accept, client_port, parse_authority};
+use crate::hbone::{Accepted, HandshakeError, REASON_HEADER, REVOKED, accept, client_port, parse_authority};
 use crate::identity::SpiffeId;
 
 const GONE: &str = "the peer took its request back before the app answered";
@@ -92,7 +93,8 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Refusal> {
 }
 
 async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
-    let Accepted { peer, mut connection } = accepted;
+    let Accepted { peer, proof, mut connection } = accepted;
+    let revoked = CancellationToken::new();
     let (config, counters) = (&pod.shared.config.hbone, &pod.shared.counters);
     let _open = Counters::open(&counters.inbound_connections);
     let mut pings = pin!(config.watch_pings(connection.ping_pong()));
@@ -101,9 +103,13 @@ async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
     let end = loop {
         tokio::select! {
             request = connection.accept() => match request {
+                Some(Ok((_, mut respond))) if revoked.is_cancelled() => {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                }
                 Some(Ok((request, respond))) => {
                     used = true;
-                    pod.tasks.spawn(serve(pod.clone(), peer.clone(), from, request, respond));
+                    let client = Client { peer: peer.clone(), from, revoked: revoked.clone() };
+                    pod.tasks.spawn(serve(pod.clone(), client, request, respond));
                 }
                 Some(Err(error)) => {
                     if is_abuse(&error) {
@@ -126,6 +132,12 @@ async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
                 used = false;
                 idle.as_mut().reset(tokio::time::Instant::now() + config.server_idle);
             }
+            () = proof.revoked(), if !revoked.is_cancelled() => {
+                tracing::warn!(pod = pod.info.name, %peer, %from, "{REVOKED}: its tunnels are ended");
+                revoked.cancel();
+                draining = true;
+                connection.graceful_shutdown();
+            }
             () = pod.stop.cancelled(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
@@ -141,13 +153,21 @@ fn is_abuse(error: &h2::Error) -> bool {
     error.is_library() || error.get_io().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
-async fn serve(
-    pod: Arc<Pod>,
+/// The other end of an HBONE connection.
+struct Client {
     peer: SpiffeId,
     from: SocketAddr,
+    /// Its certificate is no longer good.
+    revoked: CancellationToken,
+}
+
+async fn serve(
+    pod: Arc<Pod>,
+    client: Client,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
+    let Client { peer, from, revoked } = client;
     let start = Instant::now();
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
     let target = parse_authority(authority);
@@ -165,7 +185,6 @@ async fn serve(
             result = admit(&pod, target, &mut flow, &peer) => result,
             _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(failed(Reason::TunnelFailed, GONE.to_owned())),
         },
-
         Err(refusal) => Err(refusal),
     };
     let tcp = match result {
@@ -182,7 +201,7 @@ async fn serve(
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::OK;
     match respond.send_response(response, false) {
-        Ok(send) => carry(&pod, tcp, (send, request.into_body()), flow, policy, start).await,
+        Ok(send) => carry(&pod, tcp, (send, request.into_body()), flow, (policy, revoked), start).await,
         Err(error) => {
             let text = format!("the peer went away before the answer: {error}");
             refuse(&pod, flow, Decision::refuse(Reason::TunnelFailed), &text);
@@ -234,7 +253,7 @@ async fn carry(
     tcp: TcpStream,
     stream: (h2::SendStream<Bytes>, RecvStream),
     mut flow: TunnelFlow,
-    policy: watch::Receiver<u64>,
+    (policy, revoked): (watch::Receiver<u64>, CancellationToken),
     start: Instant,
 ) {
     let counters = &pod.shared.counters;
@@ -249,6 +268,7 @@ async fn carry(
                 format!("policy changed: {}", decision.reason.as_str())
             }
             () = pod.kill.cancelled() => "the agent stopped serving the pod".to_owned(),
+            () = revoked.cancelled() => REVOKED.to_owned(),
         }
     };
     let relayed = relay(tcp, stream, (&counters.bytes_received, &counters.bytes_sent), end).await;

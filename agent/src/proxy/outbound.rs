@@ -56,13 +56,15 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
     };
     let totals = (&counters.bytes_sent, &counters.bytes_received);
     let relayed = relay(tcp, (send, recv), totals, end).await;
+    let ended = slot.end();
     drop(slot);
     flow.stage = Stage::Closed {
         bytes_sent: relayed.to_tunnel,
         bytes_received: relayed.from_tunnel,
         duration: start.elapsed(),
     };
-    flow.error = relayed.fault.map_or_else(String::new, |fault| fault.to_string());
+    let fault = relayed.fault.map_or_else(String::new, |fault| fault.to_string());
+    flow.error = ended.map_or(fault, str::to_owned);
     pod.shared.mesh.report(flow);
 }
 

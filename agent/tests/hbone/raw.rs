@@ -77,7 +77,7 @@ impl Raw {
     pub(crate) async fn tls(world: &World, from: &str) -> io::Result<Self> {
         let cert = world.cert(id("mallory"), DAY / 24, DAY);
         let name = ServerName::IpAddress(world.server_ip.into());
-        let tls = TlsConnector::from(cert.client_config(&id("server")));
+        let tls = TlsConnector::from(cert.connecting(&id("server")).0);
         Ok(Self(tls.connect(name, tcp(world, from).await?).await?))
     }
 

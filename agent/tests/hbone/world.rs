@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert::hbone::{Destination, HboneConfig};
-use culvert::identity::{Ca, CertStore, EmbeddedCa, SignedChain, SpiffeId, WorkloadCert};
+use culvert::identity::{
+    Ca, CertStore, EmbeddedCa, PeerRules, Revocations, SignedChain, SpiffeId, WorkloadCert,
+};
 use culvert::proxy::{Hop, Mesh, PodProxy, ProxyConfig, Shared, Stage, TunnelFlow, open_at, serve_pod};
 use culvert::sys::netns_cookie;
 use culvert_common::{Decision, OriginalDst, Reason};
@@ -140,6 +142,8 @@ pub(crate) struct Setup {
     pub(crate) proxy: ProxyConfig,
     /// Listens where the server pod's agent should.
     pub(crate) impostor: Option<SocketAddr>,
+    /// Revocation lists that both agents follow.
+    pub(crate) crl: Option<std::path::PathBuf>,
 }
 
 impl Default for Setup {
@@ -150,6 +154,7 @@ impl Default for Setup {
             v6: false,
             proxy: ProxyConfig::default(),
             impostor: None,
+            crl: None,
         }
     }
 }
@@ -179,13 +184,16 @@ impl World {
         let mut tasks = Vec::new();
         let mut serve = |ip: IpAddr, account: &str, hbone_port, stop: &CancellationToken| {
             let ca = EmbeddedCa::open(ca_dir.path(), setup.ttl).unwrap();
+            let revocations = setup.crl.clone().map(Revocations::follow).unwrap_or_default();
+            let rules = PeerRules { revocations, ..PeerRules::default() };
+            let certs = CertStore::with_rules(Ca::Embedded(ca), rules);
             let config = ProxyConfig {
                 hbone_port,
                 drain: Duration::from_millis(300),
                 hbone: setup.hbone.clone(),
                 ..setup.proxy.clone()
             };
-            let shared = Shared::new(mesh.clone(), CertStore::new(Ca::Embedded(ca)), config);
+            let shared = Shared::new(mesh.clone(), certs, config);
             let netns = netns();
             let any = SocketAddr::new(ip, 0);
             let listeners = open_at(&netns, &[any], any).unwrap();

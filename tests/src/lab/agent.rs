@@ -107,7 +107,10 @@ impl Agent {
         let output = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(binary);
         command.arg("agent").args(["--node", node, "--instance", instance]);
-        command.arg("--manifests").arg(dir.join("manifests")).arg("--ca-dir").arg(dir.join("ca"));
+        command.arg("--manifests").arg(dir.join("manifests"));
+        if !extra.iter().any(|arg| arg.starts_with("--ca-address")) {
+            command.arg("--ca-dir").arg(dir.join("ca"));
+        }
         command.arg("--cgroup-root").arg(cgroup).args(extra);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let place = Place {

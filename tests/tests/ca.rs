@@ -1,0 +1,196 @@
+//! One `culvert ca` and the agents that it signs for: across its absence, with other roots, with a wrong token. Needs root.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers say what they expect by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use culvert_lab::lab::{Lab, Options, Placement};
+
+const LAB: &str = env!("CARGO_BIN_EXE_culvert-lab");
+const LIMIT: Duration = Duration::from_secs(10);
+const APP: &str = "shop/app";
+const CLIENT: &str = "shop/client";
+const PORT: u16 = 15012;
+
+const OBJECTS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+"#;
+
+/// Two nodes; the CA is to run on the first.
+struct Mesh {
+    lab: Lab,
+    /// The CA's files.
+    dir: PathBuf,
+    address: String,
+}
+
+impl Mesh {
+    /// Agents that show `token`; the CA knows `right`.
+    fn new(token: &str) -> Self {
+        let culvert = Path::new(LAB).with_file_name("culvert");
+        assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
+        let dir = tempfile::tempdir().unwrap().keep();
+        let path = |name: &str| dir.join(name).display().to_string();
+        fs::write(path("tokens"), "another\nright\n").unwrap();
+        fs::write(path("token"), format!("{token}\n")).unwrap();
+        // The address of the first node, which the lab gives it.
+        let address = "172.30.0.1".to_owned();
+        let agent_args = vec![
+            format!("--ca-address={address}:{PORT}"),
+            format!("--ca-root={}", path("ca.crt")),
+            format!("--ca-token={}", path("token")),
+            "--certificate-ttl=10".to_owned(),
+        ];
+        let options = Options {
+            nodes: vec!["n1".to_owned(), "n2".to_owned()],
+            culvert: Some(culvert),
+            lab: Some(PathBuf::from(LAB)),
+            agent_args,
+            ..Options::default()
+        };
+        let place = |node: &str, http| Placement { node: node.to_owned(), http, tcp: Vec::new() };
+        let pods = [(APP, place("n1", vec![5000])), (CLIENT, place("n2", Vec::new()))];
+        let mut lab = Lab::new(options, pods.map(|(name, place)| (name.to_owned(), place)).into()).unwrap();
+        assert_eq!(lab.node_addresses("n1").unwrap().v4.to_string(), address);
+        lab.apply(OBJECTS).unwrap();
+        lab.declare_missing_pods().unwrap();
+        Self { lab, dir, address }
+    }
+
+    fn on(&self, node: &str, script: &str) -> String {
+        let command = ["sh".to_owned(), "-c".to_owned(), script.to_owned()];
+        let output = self.lab.run_on(node, &command, LIMIT).unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    /// Starts the CA and waits until it listens.
+    fn start_ca(&self) {
+        let (dir, address) = (self.dir.display(), &self.address);
+        self.on(
+            "n1",
+            &format!(
+                "culvert ca --listen {address}:{PORT} --ca-cert {dir}/ca.crt --ca-key {dir}/ca.key --token {dir}/tokens \
+                 --server-name {address} >>{dir}/log 2>&1 & echo $! >{dir}/pid"
+            ),
+        );
+        self.until("the CA to listen", || {
+            let sockets = self.on("n1", &format!("ss -Hltn 'sport = :{PORT}' || true"));
+            sockets.contains(&PORT.to_string()).then_some(()).ok_or(sockets)
+        });
+    }
+
+    fn stop_ca(&self) {
+        self.on("n1", &format!("kill -KILL $(cat {}/pid)", self.dir.display()));
+    }
+
+    fn ca_log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// Serial number, end and problem of the client's certificate.
+    fn certificate(&self) -> (String, String) {
+        let text = self.on("n2", "culvert certificates -o json");
+        let rows: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let field = |name: &str| rows[0][name].as_str().unwrap_or_default().to_owned();
+        (field("serial"), field("error"))
+    }
+
+    fn until<T>(&self, what: &str, get: impl Fn() -> Result<T, String>) -> T {
+        let begun = Instant::now();
+        loop {
+            match get() {
+                Ok(value) => return value,
+                Err(last) => assert!(
+                    begun.elapsed() < LIMIT,
+                    "waited for {what}: {last}\n{}\n-- log of the CA --\n{}",
+                    self.lab.agent_logs(20),
+                    self.ca_log()
+                ),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// One request over a tunnel.
+    fn ask(&self) -> Result<(), String> {
+        let app = self.lab.pod_addresses(APP).unwrap();
+        let script = format!("curl -sS -m 3 -w ' status=%{{http_code}}' http://{}:5000/ 2>&1", app.v4);
+        let output = self.lab.exec(CLIENT, &["sh".to_owned(), "-c".to_owned(), script], LIMIT).unwrap();
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        if answer.contains("status=200") { Ok(()) } else { Err(answer) }
+    }
+}
+
+#[test]
+fn two_agents_have_their_certificates_from_one_ca_and_outlive_its_absence() {
+    let mut mesh = Mesh::new("right");
+    mesh.start_ca();
+    mesh.lab.start_agents().unwrap();
+    mesh.until("a tunnel", || mesh.ask());
+    let flows = mesh.lab.flows();
+    assert!(
+        flows.iter().any(|f| f.path == "tunnel" && f.source.identity.ends_with("/ns/shop/sa/default")),
+        "{flows:#?}"
+    );
+    assert!(
+        mesh.ca_log().contains("signed identity=spiffe://cluster.local/ns/shop/sa/default"),
+        "{}",
+        mesh.ca_log()
+    );
+
+    // Gone for some seconds, over the time of a renewal: nothing breaks, and it is said.
+    mesh.stop_ca();
+    mesh.until("the failure to be shown", || {
+        assert_eq!(mesh.ask(), Ok(()));
+        let (_, error) = mesh.certificate();
+        if error.contains("cannot be reached") { Ok(()) } else { Err(error) }
+    });
+    assert!(mesh.lab.agent_logs(50).contains("the one before stays in use"), "{}", mesh.lab.agent_logs(50));
+    let table = mesh.on("n2", "culvert certificates");
+    assert!(table.contains("PROBLEM") && table.contains("cannot be reached"), "{table}");
+    let (during, _) = mesh.certificate();
+    mesh.start_ca();
+    mesh.until("a renewal", || {
+        assert_eq!(mesh.ask(), Ok(()));
+        let (serial, error) = mesh.certificate();
+        if serial != during && error.is_empty() { Ok(()) } else { Err(error) }
+    });
+    assert!(mesh.lab.agent_logs(50).contains("is renewed again"), "{}", mesh.lab.agent_logs(50));
+    mesh.stop_ca();
+    let _ = fs::remove_dir_all(&mesh.dir);
+    mesh.lab.stop().unwrap();
+}
+
+#[test]
+fn a_wrong_token_is_explained_at_the_pod_and_healed_without_a_restart() {
+    let mut mesh = Mesh::new("wrong");
+    mesh.start_ca();
+    // Its pods wait, so the agents do not become whole.
+    let _ = mesh.lab.start_agents();
+    mesh.until("the pod to say why it waits", || {
+        let pods = mesh.on("n2", "culvert pods");
+        let said = [
+            "pending",
+            "refused (gRPC status 16)",
+            "a bearer token that this CA knows is needed",
+            "--ca-token",
+        ];
+        if said.iter().all(|part| pods.contains(part)) { Ok(()) } else { Err(pods) }
+    });
+    assert!(mesh.ca_log().contains("refused"), "{}", mesh.ca_log());
+    assert!(!mesh.ca_log().contains("signed"), "{}", mesh.ca_log());
+    fs::write(mesh.dir.join("token"), "right\n").unwrap();
+    mesh.until("a tunnel", || mesh.ask());
+    mesh.stop_ca();
+    let _ = fs::remove_dir_all(&mesh.dir);
+    mesh.lab.stop().unwrap();
+}
