@@ -1,5 +1,6 @@
 //! Local pods: found, enrolled, released; and their sockets.
 
+mod conntrack;
 mod destroy;
 pub mod discovery;
 mod dump;

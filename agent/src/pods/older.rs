@@ -11,6 +11,7 @@ use culvert_common::{HBONE_PORT, OUTBOUND_PORT};
 use serde::Serialize;
 
 use super::Pods;
+use super::conntrack::forget_ended;
 use super::dump::OpenSocket;
 
 /// How often they are looked at while there are any.
@@ -110,6 +111,16 @@ impl Pods {
                     count = found.len(),
                     "has connections from before, which no policy has judged"
                 );
+            }
+            // What has ended since, or before, must not stand in the way of what begins now.
+            if older.looks < FIRST_LOOKS || found.len() != older.connections.len() {
+                match forget_ended(&older.own) {
+                    Ok(0) => {}
+                    Ok(count) => tracing::debug!(pod, count, "translations of ended connections forgotten"),
+                    Err(error) => {
+                        tracing::debug!(pod, %error, "the node's connection tracking cannot be asked")
+                    }
+                }
             }
             older.looks += 1;
             older.connections = found;
