@@ -11,13 +11,22 @@ use culvert_lab::lab::{Lab, Options, Placement};
 const LAB: &str = env!("CARGO_BIN_EXE_culvert-lab");
 const LIMIT: Duration = Duration::from_secs(10);
 const APP: &str = "shop/app";
+/// On the other node.
 const CLIENT: &str = "shop/client";
+/// On the same node.
+const NEAR: &str = "shop/near";
+/// On the same node, outside the mesh.
+const OUTSIDER: &str = "plain/outsider";
 const PORT: u16 = 15012;
 
 const OBJECTS: &str = r#"
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: plain}
 ---
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -58,7 +67,12 @@ impl Mesh {
             ..Options::default()
         };
         let place = |node: &str, http| Placement { node: node.to_owned(), http, tcp: Vec::new() };
-        let pods = [(APP, place("n1", vec![5000])), (CLIENT, place("n2", Vec::new()))];
+        let pods = [
+            (APP, place("n1", vec![5000])),
+            (NEAR, place("n1", Vec::new())),
+            (OUTSIDER, place("n1", Vec::new())),
+            (CLIENT, place("n2", Vec::new())),
+        ];
         let mut lab = Lab::new(options, pods.map(|(name, place)| (name.to_owned(), place)).into()).unwrap();
         assert_eq!(lab.node_addresses("n1").unwrap().v4.to_string(), address);
         lab.apply(OBJECTS).unwrap();
@@ -122,9 +136,13 @@ impl Mesh {
 
     /// One request over a tunnel.
     fn ask(&self) -> Result<(), String> {
+        self.ask_from(CLIENT)
+    }
+
+    fn ask_from(&self, client: &str) -> Result<(), String> {
         let app = self.lab.pod_addresses(APP).unwrap();
         let script = format!("curl -sS -m 3 -w ' status=%{{http_code}}' http://{}:5000/ 2>&1", app.v4);
-        let output = self.lab.exec(CLIENT, &["sh".to_owned(), "-c".to_owned(), script], LIMIT).unwrap();
+        let output = self.lab.exec(client, &["sh".to_owned(), "-c".to_owned(), script], LIMIT).unwrap();
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
         if answer.contains("status=200") { Ok(()) } else { Err(answer) }
     }
@@ -165,6 +183,29 @@ fn two_agents_have_their_certificates_from_one_ca_and_outlive_its_absence() {
         if serial != during && error.is_empty() { Ok(()) } else { Err(error) }
     });
     assert!(mesh.lab.agent_logs(50).contains("is renewed again"), "{}", mesh.lab.agent_logs(50));
+    mesh.stop_ca();
+    let _ = fs::remove_dir_all(&mesh.dir);
+    mesh.lab.stop().unwrap();
+}
+
+#[test]
+fn an_agent_that_comes_back_without_its_ca_keeps_in_force_what_was() {
+    let mut mesh = Mesh::new("right");
+    mesh.start_ca();
+    mesh.lab.start_agents().unwrap();
+    mesh.until("a tunnel", || mesh.ask());
+    mesh.until("a direct connection", || mesh.ask_from(NEAR));
+    mesh.stop_ca();
+    mesh.lab.control_agent("n1", "kill").unwrap();
+    mesh.lab.control_agent("n1", "start").unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(mesh.ask_from(NEAR), Ok(()), "{}", mesh.lab.agent_logs(30));
+        assert!(mesh.ask_from(OUTSIDER).is_err(), "STRICT: {}", mesh.lab.agent_logs(30));
+    }
+    assert!(mesh.ask().is_err(), "a tunnel needs a certificate");
+    mesh.start_ca();
+    mesh.until("a tunnel again", || mesh.ask());
     mesh.stop_ca();
     let _ = fs::remove_dir_all(&mesh.dir);
     mesh.lab.stop().unwrap();

@@ -58,10 +58,13 @@ pub(super) struct Node {
     parts: Parts,
     world: World,
     interner: Option<Interner>,
+    /// What an earlier agent left is gone.
     swept: bool,
+    /// The records of open connections are those of the kernel.
+    compared: bool,
     retired: bool,
-    /// The pod that has each address of this node, by UID, and its policy class: as long as they stay, no open connection is
-    /// judged otherwise.
+    /// The enrolled pod that has each address of this node, by UID, and its policy class: as long as they stay, no open
+    /// connection is judged otherwise.
     owners: HashMap<IpAddr, (String, Option<u32>)>,
     /// Pods that were warned of: others redirect them.
     redirected: HashSet<String>,
@@ -81,6 +84,7 @@ impl Node {
             world: World::default(),
             interner: None,
             swept: false,
+            compared: false,
             retired: false,
             owners: HashMap::new(),
             redirected: HashSet::new(),
@@ -194,10 +198,12 @@ impl Node {
         }
         self.parts.limits.tell(&short);
         if !self.swept {
-            self.swept = true;
-            if let Err(error) = self.parts.pods.sweep() {
+            self.swept = self.parts.pods.sweep().unwrap_or_else(|error| {
                 tracing::error!(%error, "what an earlier agent left could not be removed");
-            }
+                true
+            });
+        }
+        if !std::mem::replace(&mut self.compared, true) {
             let ended = self.parts.limits.compare(&self.parts.pods);
             self.report_ended(ended, &snapshot);
         }
@@ -240,7 +246,9 @@ impl Node {
     fn hold_against_policy(&mut self, snapshot: &Snapshot) {
         let mesh = &snapshot.mesh;
         let pods = mesh.addresses.pods.iter().filter_map(|(ip, n)| Some((*ip, *n, mesh.workloads.get(*n)?)));
-        let own = pods.filter(|(_, _, workload)| workload.node == mesh.settings.node);
+        // A pod that joins brings the connections that it had under an earlier agent.
+        let serving = self.parts.pods.serving();
+        let own = pods.filter(|(_, _, workload)| serving.contains(&workload.uid));
         let owners: HashMap<IpAddr, (String, Option<u32>)> = own
             .map(|(ip, n, workload)| (ip, (workload.uid.clone(), snapshot.compiled.class_of(n, ip))))
             .collect();

@@ -228,6 +228,13 @@ impl Kernel {
         }
     }
 
+    /// Whether an earlier agent has put its verdict into this network namespace, where it is still in force.
+    pub fn inherits(&self, cookie: u64) -> bool {
+        let pin = self.pod_pin(cookie);
+        let aside = pin.file_name().map(|name| aside(&self.pins).join("links").join(name));
+        !lock(&self.pods).contains_key(&cookie) && (pin.exists() || aside.is_some_and(|pin| pin.exists()))
+    }
+
     /// Removes pins and guards of pods that are gone, left by an earlier agent. `keep` names the cookies that stay.
     pub fn sweep_pods(&self, keep: &dyn Fn(u64) -> bool) -> io::Result<usize> {
         let mut swept = 0;

@@ -188,9 +188,9 @@ impl Maps {
         io::Error::other(format!("BPF map {map}: {error}"))
     }
 
-    /// Cookies of all pods in the map.
-    pub fn pod_cookies(&self) -> Vec<u64> {
-        lock(&self.pods).keys().filter_map(Result::ok).collect()
+    /// All pods in the map, by netns cookie.
+    pub fn pods(&self) -> Vec<(u64, Pod)> {
+        lock(&self.pods).iter().filter_map(Result::ok).collect()
     }
 
     /// Open connections into pods of this node that do not go through the agent, with the client's end first.
@@ -205,11 +205,6 @@ impl Maps {
     /// Forgets a connection whose socket is gone.
     pub fn remove_connection(&self, tuple: &Tuple) -> io::Result<()> {
         found(lock(&self.connections).remove(tuple)).map(drop)
-    }
-
-    /// Whether this is one of [`Maps::connections`].
-    pub fn is_connection(&self, tuple: &Tuple) -> bool {
-        lock(&self.connections).get(tuple, 0).is_ok()
     }
 
     /// Admits a tuple, or takes its admission back.

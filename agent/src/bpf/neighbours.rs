@@ -115,16 +115,6 @@ impl Kernel {
         gather(found)
     }
 
-    /// Everybody else in the network namespace of a pod and on the node's end of its interface.
-    pub fn neighbours_of(&self, cookie: u64) -> Vec<Neighbour> {
-        let own = self.own_programs();
-        let mut found = self.at_pod(&own, cookie);
-        for (_, index) in self.guarded_interfaces().into_iter().filter(|(pod, _)| *pod == cookie) {
-            found.extend(self.at_interface(&own, cookie, index));
-        }
-        gather(found)
-    }
-
     fn own_programs(&self) -> BTreeSet<u32> {
         lock(&self.programs).programs().filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
     }

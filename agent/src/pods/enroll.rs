@@ -216,12 +216,12 @@ impl Pods {
         let (netns, home) = (found.file, found.home);
         let cookie =
             crate::sys::netns_cookie(&netns).map_err(|e| format!("reading its netns cookie: {e}"))?;
-        // Asked for even when the deadline has passed: it is there the next time.
-        let certificate = self.proxy.certs.get(&pod.identity);
-        match tokio::time::timeout_at(deadline, certificate).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(_) => return Err(format!("waiting for the CA's certificate for {}", pod.identity)),
+        if let Err(reason) = self.certificate(pod, deadline).await {
+            // What an earlier agent has put in force must not fall back behind what it was, for as long as the CA takes.
+            if !self.kernel.inherits(cookie) {
+                return Err(reason);
+            }
+            tracing::warn!(pod = pod.name, reason, "stays in the mesh; its tunnels fail until then");
         }
         if let Some(stop) = self.leaving.remove(&cookie) {
             // It comes back at once: its old listeners must make room first.
@@ -255,6 +255,15 @@ impl Pods {
             stop,
             service,
         })
+    }
+
+    /// Waits for the pod's certificate.
+    async fn certificate(&self, pod: &Wanted, deadline: tokio::time::Instant) -> Result<(), String> {
+        // Asked for even when the deadline has passed: it is there the next time.
+        match tokio::time::timeout_at(deadline, self.proxy.certs.get(&pod.identity)).await {
+            Ok(got) => got.map(drop).map_err(|error| error.to_string()),
+            Err(_) => Err(format!("waiting for the CA's certificate for {}", pod.identity)),
+        }
     }
 
     /// Keeps the pod from sending under addresses that are not its own; why it cannot, or empty. It is enrolled either way: what
@@ -329,15 +338,23 @@ impl Pods {
         self.sockets.clone()
     }
 
-    /// Removes what a predecessor left for pods that no longer exist.
-    pub fn sweep(&self) -> io::Result<()> {
-        let live: HashSet<u64> = self.enrolled.values().map(|pod| pod.cookie).collect();
-        for cookie in self.kernel.maps.pod_cookies() {
-            if !live.contains(&cookie) {
-                self.kernel.maps.remove_pod(cookie)?;
-            }
+    /// Removes what a predecessor left for pods that no longer exist. What it has in force for a pod that cannot be enrolled
+    /// yet stays: without it anybody may reach the pod. Returns whether there was no such pod.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn sweep(&self) -> io::Result<bool> {
+        let mut live: HashSet<u64> = self.enrolled.values().map(|pod| pod.cookie).collect();
+        let pending: HashSet<_> = self.pending.values().map(|(name, _)| cut(name)).collect();
+        let left = self.kernel.maps.pods().into_iter().filter(|(cookie, _)| !live.contains(cookie));
+        let (spared, gone): (Vec<_>, Vec<_>) = left.partition(|(_, pod)| pending.contains(&pod.name));
+        for (cookie, _) in gone {
+            self.kernel.maps.remove_pod(cookie)?;
         }
-        self.kernel.sweep_pods(&|cookie| live.contains(&cookie)).map(drop)
+        live.extend(spared.iter().map(|(cookie, _)| *cookie));
+        self.kernel.sweep_pods(&|cookie| live.contains(&cookie))?;
+        Ok(spared.is_empty())
     }
 
     /// Takes no new tunnels; what it returns is done when the open ones have ended or their time is up. The pods stay
@@ -374,11 +391,8 @@ fn postpone(pending: &mut BTreeMap<String, (String, String)>, uid: &str, pod: &E
 
 /// Writes the pod's entry: what it opens is decided.
 fn put(kernel: &Kernel, pod: &Enrolled, identity: u32) -> Result<(), String> {
-    let family = |v4: bool| {
-        let address = pod.wanted.addresses.iter().find(|a| a.is_ipv4() == v4);
-        address.map_or(Ip::from_words([0; 4]), |a| Ip::from(*a))
-    };
-    let entry = Pod { identity, ip4: family(true), ip6: family(false), name: cut(&pod.wanted.name) };
+    let (ip4, ip6) = both_families(&pod.wanted.addresses);
+    let entry = Pod { identity, ip4, ip6, name: cut(&pod.wanted.name) };
     kernel.maps.put_pod(pod.cookie, entry).map_err(|e| e.to_string())
 }
 
