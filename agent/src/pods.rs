@@ -6,7 +6,6 @@ pub mod discovery;
 mod dump;
 mod enroll;
 mod interface;
-mod netlink;
 mod older;
 mod sockets;
 mod tracked;

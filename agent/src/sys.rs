@@ -1,6 +1,7 @@
 //! System calls that need care: everything that enters a network namespace.
 
 pub mod netfilter;
+pub mod netlink;
 pub mod rtnetlink;
 
 use std::fs::{self, File};

@@ -9,20 +9,23 @@ use std::net::{IpAddr, SocketAddr};
 
 use nix::libc;
 
-use super::netlink::{Message, NLMSG_ERROR, request};
+use crate::sys::netlink::Netlink;
 
 const SOCK_DESTROY: u16 = 21;
-const NLM_F_REQUEST_ACK: u16 = 1 | 4;
 
-/// Asks for the end of the TCP socket with these ends and this cookie (SO_COOKIE), when it is bound to no interface or to the
-/// one with this index.
-pub(super) fn order(
-    sequence: u32,
+/// Ends the TCP socket with these ends and this cookie (SO_COOKIE), when it is bound to no interface or to the
+/// one with this index. Returns false when the socket is gone.
+///
+/// # Errors
+///
+/// The kernel refuses: no CONFIG_INET_DIAG_DESTROY, or no privileges.
+pub(super) fn destroy(
+    diag: &mut Netlink,
     cookie: u64,
     local: SocketAddr,
     remote: SocketAddr,
     interface: u32,
-) -> Vec<u8> {
+) -> io::Result<bool> {
     let mut body = Vec::with_capacity(56);
     let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     body.extend([family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
@@ -34,16 +37,7 @@ pub(super) fn order(
     body.extend(interface.to_ne_bytes());
     body.extend((cookie as u32).to_ne_bytes());
     body.extend(((cookie >> 32) as u32).to_ne_bytes());
-    request(SOCK_DESTROY, NLM_F_REQUEST_ACK, sequence, &body)
-}
-
-/// Whether it was done; false: the socket is gone.
-///
-/// # Errors
-///
-/// When the kernel refuses: no CONFIG_INET_DIAG_DESTROY, or no privileges.
-pub(super) fn done(answer: &Message<'_>) -> io::Result<bool> {
-    match errno(answer)? {
+    match diag.order(SOCK_DESTROY, &body)? {
         0 => Ok(true),
         libc::ENOENT | libc::ESTALE => Ok(false),
         errno => Err(io::Error::from_raw_os_error(errno)),
@@ -59,13 +53,5 @@ fn sixteen(ip: IpAddr) -> [u8; 16] {
             bytes[..4].copy_from_slice(&v4.octets());
             bytes
         }
-    }
-}
-
-/// The error in an acknowledgement; 0 is success.
-pub(super) fn errno(answer: &Message<'_>) -> io::Result<i32> {
-    match (answer.kind, answer.body.get(..4)) {
-        (NLMSG_ERROR, Some(b)) => Ok(-i32::from_ne_bytes([b[0], b[1], b[2], b[3]])),
-        _ => Err(io::Error::other("the kernel's answer to SOCK_DESTROY is no acknowledgement")),
     }
 }

@@ -1,15 +1,15 @@
 //! The TCP sockets of a network namespace with what the programs keep with each: SOCK_DIAG_BY_FAMILY with
 //! INET_DIAG_REQ_SK_BPF_STORAGES (include/uapi/linux/inet_diag.h, sock_diag.h; Linux 5.7).
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use culvert_common::{Endpoint, Ip, SocketState};
 use nix::libc;
 
-use super::netlink::{attribute, find, request, u32_at};
+use crate::sys::netlink::{Netlink, attribute, find, u32_at};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLM_F_REQUEST_DUMP: u16 = 1 | 0x300;
 const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
 const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
@@ -34,18 +34,30 @@ pub(super) struct OpenSocket {
     pub(super) state: Option<SocketState>,
 }
 
-/// Asks for the open TCP sockets of a family (AF_INET, AF_INET6).
-pub(super) fn order(sequence: u32, family: i32, storage: BorrowedFd<'_>) -> Vec<u8> {
+/// The open TCP sockets of both families.
+///
+/// # Errors
+///
+/// What the kernel said.
+pub(super) fn open(diag: &mut Netlink, storage: BorrowedFd<'_>) -> io::Result<Vec<OpenSocket>> {
+    let mut sockets = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        diag.dump(SOCK_DIAG_BY_FAMILY, &question(family, storage), |answer| sockets.extend(socket(answer)))?;
+    }
+    Ok(sockets)
+}
+
+fn question(family: i32, storage: BorrowedFd<'_>) -> Vec<u8> {
     let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
     body.extend(STATES.to_ne_bytes());
     body.extend([0; 48]); // any ends
     let map = attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &storage.as_raw_fd().to_ne_bytes());
     body.extend(attribute(INET_DIAG_REQ_SK_BPF_STORAGES, &map));
-    request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, sequence, &body)
+    body
 }
 
 /// A socket of the answer.
-pub(super) fn socket(body: &[u8]) -> Option<OpenSocket> {
+fn socket(body: &[u8]) -> Option<OpenSocket> {
     let v4 = i32::from(*body.first()?) == libc::AF_INET;
     let port = |at: usize| body.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
     let ip = |at: usize| -> Option<Ip> {

@@ -94,6 +94,7 @@ impl Pods {
         let names: HashMap<u64, String> =
             self.names().map(|(cookie, name)| (cookie, name.to_owned())).collect();
         let mut ended = Vec::new();
+        let mut translated = HashSet::new();
         for (cookie, older) in self.olders.pods.iter_mut().filter(|(_, older)| older.is_interesting()) {
             let Some(pod) = names.get(cookie) else { continue };
             let found = self.kernel.socket_storage().and_then(|map| self.sockets.open(*cookie, map.as_fd()));
@@ -112,15 +113,8 @@ impl Pods {
                     "has connections from before, which no policy has judged"
                 );
             }
-            // What has ended since, or before, must not stand in the way of what begins now.
             if older.looks < FIRST_LOOKS || found.len() != older.connections.len() {
-                match forget_ended(&older.own) {
-                    Ok(0) => {}
-                    Ok(count) => tracing::debug!(pod, count, "translations of ended connections forgotten"),
-                    Err(error) => {
-                        tracing::debug!(pod, %error, "the node's connection tracking cannot be asked")
-                    }
-                }
+                translated.extend(&older.own);
             }
             older.looks += 1;
             older.connections = found;
@@ -137,7 +131,20 @@ impl Pods {
                 }
             }
         }
+        forget_translations(&translated);
         ended
+    }
+}
+
+/// What pods with these addresses had, and has ended, must not stand in the way of what begins now.
+fn forget_translations(addresses: &HashSet<IpAddr>) {
+    if addresses.is_empty() {
+        return;
+    }
+    match forget_ended(addresses) {
+        Ok(0) => {}
+        Ok(count) => tracing::debug!(count, "translations of ended connections forgotten"),
+        Err(error) => tracing::debug!(%error, "the node's connection tracking cannot be asked"),
     }
 }
 

@@ -4,24 +4,14 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use nix::libc;
 use nix::net::if_::if_nameindex;
-use socket2::{Domain, Protocol, Socket, Type};
 
-use super::destroy;
+use super::destroy::destroy;
 use super::dump::{self, OpenSocket};
-use super::netlink::{Message, NLMSG_DONE, NLMSG_ERROR, messages};
 use crate::sys;
-
-const NETLINK_SOCK_DIAG: i32 = 4;
-/// The kernel answers while it is asked; this is for the day when it does not.
-const ANSWER_WAIT: Duration = Duration::from_secs(2);
-/// What the kernel sends at most in one datagram of a dump.
-const DATAGRAM: usize = 64 << 10;
+use crate::sys::netlink::{Netlink, SOCK_DIAG};
 
 /// By netns cookie.
 #[derive(Default)]
@@ -63,7 +53,7 @@ impl PodSockets {
 
     /// The open TCP sockets of an enrolled pod, with what is kept in the map `storage` for each.
     pub(super) fn open(&self, netns: u64, storage: BorrowedFd<'_>) -> io::Result<Vec<OpenSocket>> {
-        self.with(netns, |diag| diag.dump(storage))
+        self.with(netns, |diag| dump::open(&mut diag.netlink, storage))
     }
 
     fn with<T>(&self, netns: u64, f: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
@@ -77,84 +67,32 @@ impl PodSockets {
     }
 }
 
-/// A NETLINK_SOCK_DIAG socket: it asks about the network namespace that it was made in.
+/// Asks about the network namespace that it was made in.
 struct Diag {
-    socket: Socket,
+    netlink: Netlink,
     /// Indexes of the namespace's interfaces, after 0: a socket that is bound to one is found only by that.
     interfaces: Vec<u32>,
-    /// Numbers the requests: an answer that nobody waited for is not taken for another.
-    sequence: AtomicU32,
 }
 
 impl Diag {
     fn open(netns: impl AsFd) -> io::Result<Self> {
-        let (socket, interfaces) = sys::in_netns(netns, || {
-            let protocol = Protocol::from(NETLINK_SOCK_DIAG);
-            let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(protocol))?;
+        sys::in_netns(netns, || {
             let named = if_nameindex().map_err(io::Error::from)?;
             let indexes = named.iter().map(nix::net::if_::Interface::index);
-            Ok((socket, std::iter::once(0).chain(indexes).collect()))
-        })?;
-        socket.set_read_timeout(Some(ANSWER_WAIT))?;
-        Ok(Self { socket, interfaces, sequence: AtomicU32::new(1) })
-    }
-
-    fn next(&self) -> u32 {
-        self.sequence.fetch_add(1, Ordering::Relaxed)
+            Ok(Self {
+                netlink: Netlink::open(SOCK_DIAG)?,
+                interfaces: std::iter::once(0).chain(indexes).collect(),
+            })
+        })
     }
 
     fn destroy(&mut self, cookie: u64, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
         for interface in &self.interfaces {
-            let sequence = self.next();
-            self.socket.send(&destroy::order(sequence, cookie, local, remote, *interface))?;
-            let mut done = Ok(false);
-            self.answers(sequence, |answer| {
-                done = destroy::done(answer);
-                true
-            })?;
-            if done? {
+            if destroy(&mut self.netlink, cookie, local, remote, *interface)? {
                 return Ok(true);
             }
         }
         Ok(false)
-    }
-
-    fn dump(&mut self, storage: BorrowedFd<'_>) -> io::Result<Vec<OpenSocket>> {
-        let mut sockets = Vec::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let sequence = self.next();
-            self.socket.send(&dump::order(sequence, family, storage))?;
-            let mut failed = 0;
-            self.answers(sequence, |answer| match answer.kind {
-                NLMSG_DONE => true,
-                NLMSG_ERROR => {
-                    failed = destroy::errno(answer).unwrap_or(libc::EPROTO);
-                    true
-                }
-                _ => {
-                    sockets.extend(dump::socket(answer.body));
-                    false
-                }
-            })?;
-            if failed != 0 {
-                return Err(io::Error::from_raw_os_error(failed));
-            }
-        }
-        Ok(sockets)
-    }
-
-    /// Reads the answers to a request until `each` says that it was the last.
-    fn answers(&self, sequence: u32, mut each: impl FnMut(&Message<'_>) -> bool) -> io::Result<()> {
-        let mut buffer = vec![0_u8; DATAGRAM];
-        loop {
-            let length = io::Read::read(&mut &self.socket, &mut buffer)?;
-            let answers = messages(buffer.get(..length).unwrap_or_default());
-            for answer in answers.filter(|answer| answer.sequence == sequence) {
-                if each(&answer) {
-                    return Ok(());
-                }
-            }
-        }
     }
 }
 
