@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use culvert::bpf::{Kernel, Scratch, lacking};
-use culvert_common::{ABI_VERSION, Config};
+use culvert_common::{ABI_VERSION, Config, Guard, Ip};
 
 #[test]
 fn programs_load_attach_and_are_adopted_by_a_second_agent() {
@@ -45,9 +45,22 @@ fn programs_of_another_layout_stay_until_the_new_ones_enforce() {
     let aside = std::path::PathBuf::from(aside);
     assert!(aside.exists(), "the old verdict is still attached");
     assert!(!scratch.pins.join("links/admit-42").exists(), "and not adopted");
+    assert!(second.inherits(42) && !second.inherits(43), "the pod must not wait for a certificate");
     assert!(second.retire_predecessor().expect("they can be removed"));
     assert!(!aside.exists());
     assert!(!second.retire_predecessor().expect("nothing is left"));
+}
+
+#[test]
+fn an_interface_that_is_gone_leaves_no_entry() {
+    let scratch = Scratch::new("guard").expect("a cgroup and a bpffs");
+    let kernel = Kernel::load(&scratch.config()).expect("load");
+    let guard = Guard { ip4: Ip::UNSPECIFIED, ip6: Ip::UNSPECIFIED };
+    assert!(kernel.guard_pod(42, 0x7fff_fff0, guard).is_err(), "no such interface");
+    let pinned = aya::maps::MapData::from_pin(scratch.pins.join("guards")).expect("the pinned map");
+    let guards: aya::maps::HashMap<_, u32, Guard> =
+        aya::maps::Map::HashMap(pinned).try_into().expect("the guards map");
+    assert_eq!(guards.keys().count(), 0);
 }
 
 #[test]

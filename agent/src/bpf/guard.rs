@@ -48,17 +48,25 @@ impl Kernel {
         let programs = lock(&self.programs);
         let program = fd(&programs, GUARD)?;
         let link = match self.guard_hook {
-            Hook::Tcx => {
-                let path = self.guard_pin(cookie);
-                Some(PinnedLink::attach_interface(&path, program, index).map_err(attach)?)
-            }
-            Hook::Clsact => {
-                clsact::put(index, self.instance(), program).map_err(attach)?;
-                None
-            }
+            Hook::Tcx => PinnedLink::attach_interface(&self.guard_pin(cookie), program, index).map(Some),
+            Hook::Clsact => clsact::put(index, self.instance(), program).map(|()| None),
         };
-        lock(&self.guards).insert(cookie, Guarded { index, link });
-        Ok(())
+        let mut guards = lock(&self.guards);
+        match link {
+            Ok(link) => {
+                guards.insert(cookie, Guarded { index, link });
+                Ok(())
+            }
+            Err(error) => {
+                // Its interface may have gone a moment ago. A program that is still there must not be left without its entry.
+                let used =
+                    guards.values().any(|other| other.index == index) || self.guard_pin(cookie).exists();
+                if !used {
+                    self.maps.remove_guard(index).map_err(attach)?;
+                }
+                Err(attach(error))
+            }
+        }
     }
 
     /// Takes the guard off a pod's interface.
