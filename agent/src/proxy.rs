@@ -9,6 +9,7 @@ mod inbound;
 mod listeners;
 mod outbound;
 mod pod;
+mod ports;
 mod relay;
 mod request;
 mod shared;

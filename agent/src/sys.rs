@@ -6,7 +6,7 @@ pub mod rtnetlink;
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -68,10 +68,9 @@ pub fn socket_netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A TCP socket of `netns` bound to `ip`, port chosen by the kernel: non-blocking, without Nagle's delay, with
+/// A TCP socket of `netns` bound to `address`, with port 0 to one that the kernel chooses: non-blocking, without Nagle's delay, with
 /// keepalive (180 s, 180 s, 9 times: as ztunnel). `reuse` lets it take a port whose last connection is in TIME_WAIT.
-pub fn tcp_socket(netns: impl AsFd, ip: IpAddr, reuse: bool) -> io::Result<TcpSocket> {
-    let address = SocketAddr::new(ip, 0);
+pub fn tcp_socket(netns: impl AsFd, address: SocketAddr, reuse: bool) -> io::Result<TcpSocket> {
     let socket = in_netns(netns, || {
         Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
     })?;

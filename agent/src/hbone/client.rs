@@ -149,7 +149,7 @@ async fn dial(destination: &Destination, config: &HboneConfig) -> io::Result<Tcp
 }
 
 async fn dial_once(destination: &Destination, config: &HboneConfig) -> io::Result<TcpStream> {
-    let socket = tcp_socket(&destination.netns, destination.source_ip, false)?;
+    let socket = tcp_socket(&destination.netns, SocketAddr::new(destination.source_ip, 0), false)?;
     let tcp = timeout(config.connect_timeout, socket.connect(destination.address))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

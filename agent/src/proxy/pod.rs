@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::ports::LocalPorts;
 use super::{PodListeners, Shared, inbound, outbound};
 use crate::identity::SpiffeId;
 
@@ -72,6 +73,8 @@ pub(super) struct Pod {
     pub(super) kill: CancellationToken,
     /// Local ends of connections to the app that are being opened: their original source is stored under them.
     pub(super) opening: Mutex<std::collections::HashSet<SocketAddr>>,
+    /// For those connections.
+    pub(super) ports: LocalPorts,
 }
 
 /// Serves a pod until `stop`; then accepts no more, sends GOAWAY on its HBONE connections, and resets what is still open
@@ -91,6 +94,7 @@ pub fn serve_pod(
         listeners.outbound.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
     let inbound = TcpListener::from_std(listeners.inbound)?;
     let pod = Arc::new(Pod {
+        ports: LocalPorts::of(&*pod.netns),
         info: pod,
         shared,
         tasks: TaskTracker::new(),

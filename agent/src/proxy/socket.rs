@@ -13,9 +13,9 @@ use tokio::time::timeout;
 use super::pod::Pod;
 use crate::sys::{keepalive, tcp_socket};
 
-/// A local port may be taken by a connection in TIME_WAIT to the very same app, or be about to be used by another
-/// tunnel; another one is tried this often.
-const ATTEMPTS: usize = 8;
+/// A local port may be taken by another connection to the very same app, in TIME_WAIT too, by an app that listens, or be about
+/// to be used by another tunnel; another one is tried this often. With nine of ten ports taken one in a thousand fails.
+const ATTEMPTS: usize = 64;
 
 /// Closes with RST: the app's next call fails with ECONNRESET.
 pub(super) fn reset(tcp: TcpStream) {
@@ -47,10 +47,17 @@ pub(super) async fn next(listener: &TcpListener, pod: &str) -> (TcpStream, Socke
 pub(super) async fn connect_app(pod: &Pod, target: SocketAddr, client: SocketAddr) -> io::Result<TcpStream> {
     let limit = pod.shared.config.connect_timeout;
     for _ in 0..ATTEMPTS {
-        let socket = tcp_socket(&pod.info.netns, target.ip(), true)?;
-        let Some(source) = OriginalSource::put(pod, socket.local_addr()?, client)? else { continue };
+        let local = SocketAddr::new(target.ip(), pod.ports.next());
+        let socket = match tcp_socket(&pod.info.netns, local, true) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                pod.ports.jump();
+                continue;
+            }
+            socket => socket?,
+        };
+        let Some(source) = OriginalSource::put(pod, local, client)? else { continue };
         match timeout(limit, connect(socket, target)).await {
-            Ok(Err(error)) if error.raw_os_error() == Some(Errno::EADDRNOTAVAIL as i32) => {}
+            Ok(Err(error)) if error.raw_os_error() == Some(Errno::EADDRNOTAVAIL as i32) => pod.ports.jump(),
             Ok(Ok(tcp)) => {
                 source.keep();
                 return Ok(tcp);
