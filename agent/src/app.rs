@@ -6,6 +6,7 @@ mod limits;
 mod mesh;
 mod neighbours;
 mod node;
+mod notes;
 mod redirection;
 mod route;
 mod view;
@@ -122,6 +123,7 @@ async fn start(args: AgentArgs) -> Result<()> {
     events::read(&kernel, flows.clone(), publish.subscribe(), pods.sockets(), untracked.clone())?;
     tracing::info!(node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
 
+    tokio::spawn(notes::follow(publish.subscribe()));
     let node = Node::new(Parts {
         settings,
         pods,

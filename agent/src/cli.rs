@@ -30,7 +30,7 @@ enum Command {
     /// List the workloads the mesh knows, with their protocol (HBONE once enrolled)
     #[command(visible_alias = "workload")]
     Workloads(QueryArgs),
-    /// List the services with their virtual addresses and ready endpoints
+    /// List the services with their virtual addresses, ready endpoints, and which of those this node's pods use
     #[command(visible_alias = "service")]
     Services(QueryArgs),
     /// List the policies, with what is notable about each
@@ -129,7 +129,8 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value_t = SourceGuard::Enforce)]
     pub source_guard: SourceGuard,
     /// How many entries a BPF map has room for, for example `workloads=500000`; a map that is full closes what it has no room
-    /// for, and `culvert metrics` tells how full each is (culvert_map_entries, culvert_map_max_entries)
+    /// for (`affinity` forgets the client that was away for longest), and `culvert metrics` tells how full each is
+    /// (culvert_map_entries, culvert_map_max_entries)
     #[arg(long, value_name = "MAP=N", value_delimiter = ',')]
     pub map_entries: Vec<MapEntries>,
     /// Lifetime of workload certificates, in seconds; renewed at half of it

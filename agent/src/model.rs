@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::control::{Kind, Object, ObjectRef, Report, Update, objects};
 use crate::policy::{AuthorizationPolicy, L7Deny, PeerAuthentication};
 
+pub(crate) mod choice;
 mod desired;
 mod owner;
 mod resolve;
@@ -15,6 +16,7 @@ mod snapshot;
 pub(crate) mod waypoint;
 pub(crate) mod workload;
 
+pub use choice::{Balancing, Choice, Note};
 pub use desired::{Desired, desired};
 pub use service::{Service, ServicePort};
 pub use snapshot::{PolicyRow, ServiceRow, Snapshot, WorkloadRow};

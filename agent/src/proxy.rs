@@ -61,6 +61,10 @@ pub trait Mesh: Send + Sync + 'static {
     /// Forgets what [`Mesh::put_original_src`] said, when the connection failed. Missing is no error.
     fn remove_original_src(&self, netns: u64, local: SocketAddr);
 
+    /// The connection of the pod in namespace `netns` that asked for `requested` got to `target`, which is not the one that the
+    /// kernel chose: a service with session affinity is to remember this one.
+    fn went_elsewhere(&self, netns: u64, requested: SocketAddr, target: SocketAddr);
+
     /// Reports the opening, the refusal or the end of a tunnelled connection.
     fn report(&self, flow: TunnelFlow);
 }

@@ -125,6 +125,8 @@ numbered! {
         Diverted = 23 => "another BPF program changed the destination after the decision",
         /// The pod that opened the connection is gone.
         ClientGone = 24 => "the client's pod is gone",
+        /// `internalTrafficPolicy: Local`, and no endpoint is on the client's node.
+        NoLocalEndpoint = 25 => "service takes endpoints of this node only, and none is ready",
     }
 }
 

@@ -16,6 +16,8 @@
 //! | `workloads` | [`Ip`] | [`Workload`] | agent | connect, admit |
 //! | `services` | [`ServiceKey`] | [`Service`] | agent | connect |
 //! | `backends` | [`BackendKey`] | [`Endpoint`] | agent | connect |
+//! | `members` | [`Member`] | 1 | agent | connect |
+//! | `affinity` | [`AffinityKey`] (LRU) | [`Affinity`] | connect, agent | connect |
 //! | `policy` | [`PolicyKey`] | [`PolicyRow`] | agent | connect, admit |
 //! | `sources` | class and block: [`SourceKey`] (LPM) | class | agent | connect, admit |
 //! | `notes` | note | `u64` per CPU: how often | connect, admit | agent |
@@ -33,6 +35,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod addr;
+mod affinity;
 mod flow;
 mod limits;
 mod policy;
@@ -43,6 +46,7 @@ mod workload;
 mod user;
 
 pub use addr::{Endpoint, Ip, Tuple};
+pub use affinity::{Affinity, AffinityKey};
 pub use flow::{Counter, FlowEvent, Hook, Path, Reason, Verdict};
 pub use limits::*;
 pub use policy::{
@@ -51,11 +55,11 @@ pub use policy::{
 pub use socket::{Admission, Connection, LocalKey, OriginalDst, SocketKind, SocketState};
 #[cfg(feature = "user")]
 pub use user::cut;
-pub use workload::{BackendKey, Config, Guard, Name, Pod, Service, ServiceKey, Workload, flags};
+pub use workload::{BackendKey, Config, Guard, Member, Name, Pod, Service, ServiceKey, Workload, flags};
 
 /// Version of every layout in this crate. The loader refuses to adopt pinned maps of another version; bump it with
 /// any change of a size, a field or a meaning.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// A peer that proved no identity: plaintext from another node, from an unenrolled pod, from a NodePort.
 pub const UNKNOWN_IDENTITY: u32 = 0;

@@ -9,6 +9,9 @@ pub const MAX_WORKLOADS: usize = 1 << 18;
 pub const MAX_SERVICES: usize = 1 << 16;
 /// Backends of all service ports.
 pub const MAX_BACKENDS: usize = 1 << 18;
+/// Clients of services with session affinity, one for each service port that they use. The one that was not used for longest
+/// makes room for the next. Preallocated: 112 bytes each, 4 MiB.
+pub const MAX_AFFINITY: usize = 1 << 15;
 /// Compiled policy rows.
 pub const MAX_POLICY_ROWS: usize = 1 << 19;
 /// Address blocks of all classes whose policies ask for the client's address.

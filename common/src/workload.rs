@@ -12,6 +12,8 @@ pub mod flags {
     pub const LOCAL: u32 = 1 << 1;
     /// Connections go to its waypoint first, which decides: the workload's own address, or the service's.
     pub const WAYPOINT: u32 = 1 << 2;
+    /// The service has only the endpoints of this node, and no others to turn to (`internalTrafficPolicy: Local`).
+    pub const NODE_ONLY: u32 = 1 << 3;
     /// Config: same-node traffic goes through HBONE too (`--same-node=tunnel`).
     pub const SAME_NODE_TUNNEL: u32 = 1 << 0;
 }
@@ -98,10 +100,12 @@ pub struct Service {
     pub id: u32,
     /// How many backends it has, in slots `0..backends`.
     pub backends: u32,
-    /// [`flags::WAYPOINT`].
+    /// [`flags::WAYPOINT`], [`flags::NODE_ONLY`].
     pub flags: u32,
+    /// How long a client that comes back is led to the same backend, in seconds since it came last; 0: not at all.
+    pub affinity: u32,
 }
-assert_size!(Service, 12);
+assert_size!(Service, 16);
 
 /// One backend slot of a service port.
 #[repr(C)]
@@ -113,6 +117,17 @@ pub struct BackendKey {
     pub slot: u32,
 }
 assert_size!(BackendKey, 8);
+
+/// A backend of a service with affinity, found by itself: slots move when other backends come or go.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Plain, Zeroable)]
+pub struct Member {
+    /// [`Service::id`].
+    pub service: u32,
+    /// The backend.
+    pub backend: Endpoint,
+}
+assert_size!(Member, 24);
 
 /// A name for the reader of a dump: NUL-terminated text, cut to 255 bytes.
 #[repr(C)]

@@ -4,9 +4,10 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::programs::SockAddrContext;
 use culvert_common::*;
 
+use crate::balance::choose;
 use crate::ctx::{self, Family};
 use crate::events::{count, emit, note, now};
-use crate::maps::{BACKENDS, KernelPolicy, PODS, SERVICES, UNLISTED, WORKLOADS, config, copied};
+use crate::maps::{KernelPolicy, PODS, SERVICES, UNLISTED, WORKLOADS, config, copied};
 
 /// What becomes of a connect().
 pub enum Outcome {
@@ -108,10 +109,10 @@ fn from_pod<F: Family>(
         source: pod.identity,
         destination: UNKNOWN_IDENTITY,
     };
-    let target = match resolve(requested) {
+    let target = match resolve(netns, requested) {
         Next::Target(target) => target,
         Next::Waypoint => return to_waypoint::<F>(ctx, flow),
-        Next::Nowhere => return refuse(&mut flow, Decision::refuse(Reason::NoEndpoint)),
+        Next::Nowhere(reason) => return refuse(&mut flow, Decision::refuse(reason)),
     };
     flow.tuple = Tuple::new(flow.tuple.source(), target);
     if target.ip() == pod.ip4 || target.ip() == pod.ip6 {
@@ -157,21 +158,20 @@ enum Next {
     /// A service with a waypoint, which chooses.
     Waypoint,
     /// A service without endpoints.
-    Nowhere,
+    Nowhere(Reason),
 }
 
 #[inline(always)]
-fn resolve(requested: Endpoint) -> Next {
+fn resolve(netns: u64, requested: Endpoint) -> Next {
     let service: Option<Service> = copied!(SERVICES, ServiceKey { vip: requested });
     let Some(service) = service else { return Next::Target(requested) };
     if service.flags & flags::WAYPOINT != 0 {
         return Next::Waypoint;
     }
-    let Some(slot) = service.pick(ctx::random()) else { return Next::Nowhere };
-    // The agent writes slots before it raises their number, and lowers the number before it removes them.
-    match copied!(BACKENDS, slot) {
+    match choose(netns, &service) {
         Some(backend) => Next::Target(backend),
-        None => Next::Nowhere,
+        None if service.flags & flags::NODE_ONLY != 0 => Next::Nowhere(Reason::NoLocalEndpoint),
+        None => Next::Nowhere(Reason::NoEndpoint),
     }
 }
 

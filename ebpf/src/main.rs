@@ -1,6 +1,7 @@
 //! Culvert's kernel side: each program is a table of verdicts; the work is in the module of its hook.
 //!
 //! * [`connect`]: cgroup/connect4, connect6: who asks, where to, may it, and how it travels.
+//! * [`balance`]: which backend of a service it is.
 //! * [`sockets`]: sockops: the 4-tuple of an allowed socket is admitted before its SYN leaves; ends are reported.
 //! * [`admit`]: sk_lookup in each enrolled pod's namespace: the destination's verdict on a SYN.
 //! * [`bind`]: cgroup/bind4, bind6: the mesh's own ports are the agent's.
@@ -11,6 +12,7 @@
 #![no_main]
 
 mod admit;
+mod balance;
 mod bind;
 mod connect;
 mod create;

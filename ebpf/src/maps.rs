@@ -2,7 +2,9 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
+};
 use aya_ebpf::macros::btf_map;
 use culvert_common::*;
 
@@ -26,6 +28,13 @@ pub static SERVICES: HashMap<ServiceKey, Service, MAX_SERVICES, ON_DEMAND> = Has
 
 #[btf_map(name = "backends")]
 pub static BACKENDS: HashMap<BackendKey, Endpoint, MAX_BACKENDS, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "members")]
+pub static MEMBERS: HashMap<Member, u32, MAX_BACKENDS, ON_DEMAND> = HashMap::new();
+
+/// What it forgets is chosen anew.
+#[btf_map(name = "affinity")]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, MAX_AFFINITY> = LruHashMap::new();
 
 #[btf_map(name = "policy")]
 pub static POLICY: HashMap<PolicyKey, PolicyRow, MAX_POLICY_ROWS, ON_DEMAND> = HashMap::new();

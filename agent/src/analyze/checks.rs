@@ -2,6 +2,7 @@
 
 use super::{Index, Message};
 
+mod choice;
 mod enforced;
 mod enrolment;
 mod mtls;
@@ -16,6 +17,7 @@ mod waypoints;
 pub(super) type Check = fn(&Index<'_>, &mut Vec<Message>);
 
 pub(super) const ALL: &[Check] = &[
+    choice::check,
     enforced::check,
     enrolment::check,
     mtls::check,

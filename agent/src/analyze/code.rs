@@ -81,6 +81,7 @@ codes! {
     UnknownDataplaneMode = "CUL0303", Warning, "istio.io/dataplane-mode has a value that nobody knows.";
     HostNetworkNotEnrolled = "CUL0304", Info, "A pod in the node's network cannot be enrolled.";
     NotAWaypoint = "CUL0305", Warning, "A Gateway is used as a waypoint, and is none.";
+    UnknownValue = "CUL0306", Warning, "A Service or Namespace says in words that nobody knows which endpoints to choose.";
     DuplicateObject = "CUL0401", Warning, "The object is in the input twice.";
 }
 

@@ -49,6 +49,8 @@ struct Server<'a> {
     name: String,
     address: SocketAddr,
     workload: Option<&'a Workload>,
+    /// Why this node's pods are led there by the service that was asked for, or are not.
+    choice: String,
     /// Where an enrolled client's connection goes instead: the waypoint decides.
     waypoint: Option<&'a Waypoint>,
 }
@@ -127,12 +129,20 @@ impl<'a> Explainer<'a> {
         for endpoint in &served.endpoints {
             let server = Server {
                 waypoint: self.snapshot.waypoint(service.waypoint),
+                choice: service.explain_choice(served, *endpoint),
                 ..self.server(*endpoint, format!(" (for {namespace}/{name}:{port})"))
             };
             // Once for each pod, not for each of its addresses.
             if !servers.iter().any(|known| known.name == server.name) {
                 servers.push(server);
             }
+        }
+        if servers.is_empty() && service.choice.balancing.is_strict() {
+            return Err(format!(
+                "service {namespace}/{name} takes endpoints of this node only (internalTrafficPolicy: Local), and {} has none \
+                 that is ready: connections to it are refused",
+                self.snapshot.mesh.settings.node
+            ));
         }
         if servers.is_empty() {
             return Err(format!(
@@ -147,7 +157,7 @@ impl<'a> Explainer<'a> {
         let who =
             workload.map_or_else(|| address.to_string(), |w| format!("{}:{}", w.full_name(), address.port()));
         let waypoint = self.snapshot.waypoint(workload.and_then(|w| w.waypoint));
-        Server { name: format!("{who}{for_service}"), address, workload, waypoint }
+        Server { name: format!("{who}{for_service}"), address, workload, choice: String::new(), waypoint }
     }
 
     fn case(&self, client: &Client<'_>, server: &Server<'_>) -> Value {
@@ -165,6 +175,7 @@ impl<'a> Explainer<'a> {
             "reason": decision.reason.as_str(),
             "policy": self.snapshot.policy_name(decision.policy).unwrap_or_default(),
             "path": self.path(client, server),
+            "choice": server.choice,
             "source_identity": client.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
             "destination_identity": enrolled.map(|w| w.identity.to_string()).unwrap_or_default(),
             "mtls": mtls,

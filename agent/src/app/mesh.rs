@@ -74,6 +74,12 @@ impl Mesh for MeshView {
         }
     }
 
+    fn went_elsewhere(&self, netns: u64, requested: SocketAddr, target: SocketAddr) {
+        if let Err(error) = self.kernel.maps.remember_backend(netns, requested.into(), target.into()) {
+            tracing::warn!(%error, "the endpoint that a client was led to cannot be remembered: it may be led to another one next");
+        }
+    }
+
     fn report(&self, flow: TunnelFlow) {
         let refused = flow.stage == Stage::Refused;
         if flow.side == Side::Destination && matches!(flow.stage, Stage::Opened | Stage::Refused) {

@@ -60,8 +60,8 @@ pub(super) struct Node {
     interner: Option<Interner>,
     /// What an earlier agent left is gone.
     swept: bool,
-    /// The records of open connections are those of the kernel.
-    compared: bool,
+    /// Whether the records of open connections were held against the sockets; false: before every pod was enrolled.
+    compared: Option<bool>,
     retired: bool,
     /// The enrolled pod that has each address of this node, by UID, and its policy class: as long as they stay, no open
     /// connection is judged otherwise.
@@ -84,7 +84,7 @@ impl Node {
             world: World::default(),
             interner: None,
             swept: false,
-            compared: false,
+            compared: None,
             retired: false,
             owners: HashMap::new(),
             redirected: HashSet::new(),
@@ -203,7 +203,9 @@ impl Node {
                 true
             });
         }
-        if !std::mem::replace(&mut self.compared, true) {
+        let complete = !self.parts.pods.is_pending();
+        if self.compared.is_none_or(|before| !before && complete) {
+            self.compared = Some(complete);
             let ended = self.parts.limits.compare(&self.parts.pods);
             self.report_ended(ended, &snapshot);
         }

@@ -1,5 +1,6 @@
 //! Where a connection that the kernel handed over goes next: to the waypoint of what was asked for, or to the chosen pod.
 
+use std::cmp::Reverse;
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_common::Reason;
@@ -24,34 +25,41 @@ pub(super) fn waypoint_of<'a>(
     (!is_own).then_some(waypoint)
 }
 
-/// The instances of a waypoint that the pod can reach, in random order: each is as good as the others.
+/// The instances of a waypoint that the pod can reach: the preferred ones first, and in random order those that are as good.
 pub(super) fn to_waypoint(
     waypoint: &Waypoint,
     requested: SocketAddr,
     own: &[IpAddr],
 ) -> Result<Vec<Hop>, (Reason, String)> {
     let reachable = |ip: IpAddr| own.iter().any(|ip_of_pod| ip_of_pod.is_ipv4() == ip.is_ipv4());
-    let mut hops: Vec<Hop> = waypoint
-        .instances
-        .iter()
-        .filter(|(end, _)| reachable(end.ip()))
-        .map(|(end, identity)| Hop {
+    let instances = waypoint.instances.iter().filter(|(end, _)| reachable(end.ip()));
+    let hops = instances.map(|(end, identity)| {
+        let hop = Hop {
             address: end.ip(),
             port: Some(end.port()),
             identity: identity.clone(),
             authority: requested,
             waypoint: true,
-        })
-        .collect();
+        };
+        (hop, waypoint.rank(*end))
+    });
+    let hops = by_rank(hops.collect());
     if hops.is_empty() {
         let name = waypoint.full_name();
         return Err((Reason::NoWaypoint, format!("waypoint {name} has no ready pod that can be reached")));
     }
-    hops.shuffle(&mut rand::rng());
     Ok(hops)
 }
 
-/// The pod that the kernel has chosen, then the other pods of the service that was asked for, in random order.
+/// The highest rank first; among equals in random order.
+fn by_rank(mut hops: Vec<(Hop, u8)>) -> Vec<Hop> {
+    hops.shuffle(&mut rand::rng());
+    hops.sort_by_key(|(_, rank)| Reverse(*rank));
+    hops.into_iter().map(|(hop, _)| hop).collect()
+}
+
+/// The pod that the kernel has chosen, then the other pods of the service that was asked for: those that this node prefers, and
+/// after them the others, which a service that keeps to the node does not have.
 pub(super) fn to_workload(
     snapshot: &Snapshot,
     requested: SocketAddr,
@@ -62,19 +70,21 @@ pub(super) fn to_workload(
         let identity = workload.identity.clone();
         Some(Hop { address: end.ip(), port: None, identity, authority: end, waypoint: false })
     };
-    let mut others: Vec<Hop> = match snapshot.service_by_vip(requested.ip()) {
+    let others: Vec<(Hop, u8)> = match snapshot.service_by_vip(requested.ip()) {
         Some(service) => {
             let port = service.ports.iter().find(|port| port.port == requested.port());
-            let ends = port.into_iter().flat_map(|port| &port.endpoints).copied();
-            ends.filter(|end| *end != target && end.is_ipv4() == target.is_ipv4()).filter_map(hop).collect()
+            let ends = port.into_iter().flat_map(|port| port.ranked(target.is_ipv4()));
+            ends.filter(|(end, _)| *end != target).filter_map(|(end, rank)| Some((hop(end)?, rank))).collect()
         }
         None => Vec::new(),
     };
-    others.shuffle(&mut rand::rng());
-    let hops: Vec<Hop> = hop(target).into_iter().chain(others).collect();
+    let hops: Vec<Hop> = hop(target).into_iter().chain(by_rank(others)).collect();
     if hops.is_empty() {
         let error = format!("no enrolled workload has the address {}: it may just have gone", target.ip());
         return Err((Reason::OutsideMesh, error));
     }
     Ok(hops)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ pub(super) enum Content {
     Agent,
     /// Programs write it for as long as connections are open.
     Connections,
-    /// Programs write it for the moment in which a connection opens.
+    /// Programs write it for the moment in which a connection opens, or as a hint that can be done without.
     Moment,
 }
 
@@ -31,12 +31,14 @@ const fn sized(name: &'static str, entries: usize, content: Content) -> Sized {
 }
 
 /// All maps with entries that come and go.
-pub(super) const SIZED: [Sized; 14] = [
+pub(super) const SIZED: [Sized; 16] = [
     sized("pods", MAX_PODS, Content::Agent),
     sized("guards", MAX_PODS, Content::Agent),
     sized("workloads", MAX_WORKLOADS, Content::Agent),
     sized("services", MAX_SERVICES, Content::Agent),
     sized("backends", MAX_BACKENDS, Content::Agent),
+    sized("members", MAX_BACKENDS, Content::Agent),
+    sized("affinity", MAX_AFFINITY, Content::Moment),
     sized("policy", MAX_POLICY_ROWS, Content::Agent),
     sized("sources", MAX_SOURCES, Content::Agent),
     sized("notes", MAX_NOTES, Content::Moment),

@@ -18,13 +18,15 @@ use super::mirror::{self, Blocks, Mirror, Mirrored, NoteCounts, Table};
 use crate::policy::SourceBlock;
 
 /// Every pinned map. `socket_state` belongs to its sockets, but is pinned for the reader of a dump.
-pub(super) const MAP_NAMES: [&str; 19] = [
+pub(super) const MAP_NAMES: [&str; 21] = [
     "config",
     "pods",
     "guards",
     "workloads",
     "services",
     "backends",
+    "members",
+    "affinity",
     "policy",
     "sources",
     "unlisted",
@@ -48,6 +50,8 @@ pub struct Maps {
     pub(super) workloads: Mirrored<Ip, Workload>,
     pub(super) services: Mirrored<ServiceKey, Service>,
     pub(super) backends: Mirrored<BackendKey, Endpoint>,
+    pub(super) members: Mirrored<Member, u32>,
+    pub(super) affinity: Table<AffinityKey, Affinity>,
     pub(super) policy: Mirrored<PolicyKey, PolicyRow>,
     pub(super) sources: Blocks,
     pub(super) unlisted: Blocks,
@@ -93,6 +97,8 @@ impl Maps {
             workloads: mirror!("workloads"),
             services: mirror!("services"),
             backends: mirror!("backends"),
+            members: mirror!("members"),
+            affinity: Mutex::new(typed(object, "affinity")?),
             policy: mirror!("policy"),
             sources: mirror!("sources"),
             unlisted: mirror!("unlisted", MAX_UNLISTED),
@@ -148,6 +154,21 @@ impl Maps {
             Ok(keys.len())
         }
         Ok(clear(&self.original_dst)? + clear(&self.original_src)?)
+    }
+
+    /// Leads the client in namespace `netns`, which asked for `vip` and got no further than the backend that was chosen for it,
+    /// to `backend` from now on. Nothing, when the service has no session affinity.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn remember_backend(&self, netns: u64, vip: Endpoint, backend: Endpoint) -> io::Result<()> {
+        let service = lock(&self.services).known().get(&ServiceKey { vip }).copied();
+        let Some(service) = service.filter(|service| service.affinity != 0) else { return Ok(()) };
+        let now = u64::try_from(crate::sys::since_boot().as_nanos()).unwrap_or(u64::MAX);
+        lock(&self.affinity)
+            .insert(AffinityKey::new(netns, service.id), Affinity::new(now, backend), 0)
+            .map_err(|error| self.unwritten("affinity", &error))
     }
 
     /// Adds a local pod. From now on its connections are decided.

@@ -76,11 +76,10 @@ pub(super) fn with_fewer_backends(
         *first = (*first).min(*slot);
     }
     let limited = |service: &Service| Service {
-        id: service.id,
         backends: first_missing
             .get(&service.id)
             .map_or(service.backends, |first| service.backends.min(*first)),
-        flags: service.flags,
+        ..*service
     };
     services.iter().map(|(key, service)| (*key, limited(service))).collect()
 }
@@ -158,9 +157,12 @@ mod tests {
     #[test]
     fn a_service_counts_only_slots_that_are_there() {
         let key = ServiceKey { vip: culvert_common::Endpoint::new(ip("10.96.0.1"), 80) };
-        let services = HashMap::from([(key, Service { id: 3, backends: 5, flags: 0 })]);
+        let services = HashMap::from([(key, Service { id: 3, backends: 5, flags: 0, affinity: 9 })]);
         let missing = [4, 2].map(|slot| BackendKey { service: 3, slot });
-        assert_eq!(with_fewer_backends(&services, &missing)[&key], Service { id: 3, backends: 2, flags: 0 });
+        assert_eq!(
+            with_fewer_backends(&services, &missing)[&key],
+            Service { id: 3, backends: 2, flags: 0, affinity: 9 }
+        );
         assert_eq!(with_fewer_backends(&services, &[]), services);
     }
 

@@ -159,6 +159,10 @@ impl Maps {
         self.shrink_services(desired)?;
         let missing = self.write_backends(synced, desired)?;
         self.short(synced, "backends", missing.len());
+        // A client must not be led back to a backend that the service has no longer.
+        synced.stats.removed += prune(&self.members, &desired.members)?;
+        // One that has no room keeps nobody: its clients are led anywhere each time.
+        self.upsert(synced, &self.members, &desired.members)?;
         let services = match missing.is_empty() {
             true => Cow::Borrowed(&desired.services),
             false => Cow::Owned(room::with_fewer_backends(&desired.services, &missing)),

@@ -26,6 +26,10 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
             ("SERVICE VIP", "vips"),
             ("WAYPOINT", "waypoint"),
             ("ENDPOINTS", "endpoints"),
+            ("LOAD BALANCING", "load_balancing"),
+            ("PREFERRED", "preferred"),
+            ("AFFINITY", "affinity"),
+            ("NOTES", "notes"),
         ],
         "certificates" => &[
             ("IDENTITY", "identity"),
@@ -111,6 +115,9 @@ fn told(case: &Value) -> String {
         line("noted", text("note"));
     }
     line("path", text("path"));
+    if !text("choice").is_empty() {
+        line("choice", text("choice"));
+    }
     line(
         "identities",
         format!("{} -> {}", or_none(text("source_identity")), or_none(text("destination_identity"))),

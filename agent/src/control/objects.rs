@@ -211,6 +211,36 @@ object! {
         /// Pods that are not ready count too.
         #[serde(default)]
         publish_not_ready_addresses: bool,
+        /// `Local`: endpoints of the client's node only. `Cluster` when unset.
+        #[serde(default)]
+        internal_traffic_policy: Option<String>,
+        /// `PreferSameZone` (`PreferClose`) or `PreferSameNode`; unset: no preference.
+        #[serde(default)]
+        traffic_distribution: Option<String>,
+        /// `ClientIP`: a client stays with its endpoint. `None` when unset.
+        #[serde(default)]
+        session_affinity: Option<String>,
+        /// For how long.
+        #[serde(default, deserialize_with = "or_default")]
+        session_affinity_config: SessionAffinityConfig,
+    }
+}
+
+object! {
+    /// `sessionAffinityConfig` of a Service.
+    SessionAffinityConfig {
+        /// For `ClientIP`.
+        #[serde(default, rename = "clientIP", deserialize_with = "or_default")]
+        client_ip: ClientIpConfig,
+    }
+}
+
+object! {
+    /// `sessionAffinityConfig.clientIP` of a Service.
+    ClientIpConfig {
+        /// Seconds since the client came last, from 1 to 86400; 10800 when unset.
+        #[serde(default)]
+        timeout_seconds: Option<i64>,
     }
 }
 
@@ -256,6 +286,9 @@ object! {
         /// Unset counts as ready.
         #[serde(default, deserialize_with = "or_default")]
         conditions: SliceConditions,
+        /// The node that it is on.
+        #[serde(default)]
+        node_name: Option<String>,
     }
 }
 
@@ -265,6 +298,12 @@ object! {
         /// Unset counts as ready.
         #[serde(default)]
         ready: Option<bool>,
+        /// It answers, whether or not it ends. Unset counts as serving.
+        #[serde(default)]
+        serving: Option<bool>,
+        /// It ends. Unset counts as staying.
+        #[serde(default)]
+        terminating: Option<bool>,
     }
 }
 

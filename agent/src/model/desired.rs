@@ -1,11 +1,10 @@
 //! What the kernel's maps are to hold.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_common::{
-    BackendKey, Endpoint, Ip, Name, PolicyKey, PolicyRow, Service, ServiceKey, Workload, flags,
+    BackendKey, Endpoint, Ip, Member, Name, PolicyKey, PolicyRow, Service, ServiceKey, Workload, flags,
 };
 
 use super::Mesh;
@@ -18,6 +17,7 @@ pub struct Desired {
     pub workloads: HashMap<Ip, Workload>,
     pub services: HashMap<ServiceKey, Service>,
     pub backends: HashMap<BackendKey, Endpoint>,
+    pub members: HashMap<Member, u32>,
     pub policy: Arc<HashMap<PolicyKey, PolicyRow>>,
     pub sources: Arc<HashMap<SourceBlock, u32>>,
     pub notes: Vec<u32>,
@@ -75,21 +75,22 @@ fn add_services(maps: &mut Desired, mesh: &Mesh, interner: &mut Interner) {
                 continue;
             }
             let id = interner.service(key);
-            let same_family = port.endpoints.iter().filter(|e| family(&e.ip()) == family(vip));
+            let affinity = service.choice.affinity.unwrap_or(0);
             let mut backends = 0;
-            for endpoint in same_family {
-                maps.backends.insert(BackendKey { service: id, slot: backends }, (*endpoint).into());
+            for backend in port.preferred(vip.is_ipv4()).map(Endpoint::from) {
+                maps.backends.insert(BackendKey { service: id, slot: backends }, backend);
                 backends += 1;
+                if affinity != 0 {
+                    maps.members.insert(Member { service: id, backend }, 1);
+                }
             }
-            maps.services.insert(key, Service { id, backends, flags: via(service.waypoint) });
+            let node_only = if service.choice.balancing.is_strict() { flags::NODE_ONLY } else { 0 };
+            let flags = via(service.waypoint) | node_only;
+            maps.services.insert(key, Service { id, backends, flags, affinity });
         }
     }
 }
 
 fn via(waypoint: Option<usize>) -> u32 {
     if waypoint.is_some() { flags::WAYPOINT } else { 0 }
-}
-
-fn family(ip: &IpAddr) -> bool {
-    ip.is_ipv4()
 }

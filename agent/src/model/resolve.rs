@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Addresses, Service, Settings, Topology, Workload, World, waypoint, workload};
+use super::{Addresses, Service, Settings, Topology, Workload, World, choice, waypoint, workload};
 use crate::control::objects::{EndpointSlice, ServiceType};
 use crate::identity::SpiffeId;
 
@@ -14,6 +14,7 @@ pub(super) fn topology(world: &World, settings: &Settings) -> Topology {
     let mut workloads = workloads(world, settings);
     let mut services = services(world, settings, &mut workloads);
     let addresses = Addresses { pods: by_address(&workloads), vips: by_vip(&services) };
+    choice::resolve(world, settings, &workloads, &addresses, &mut services);
     let waypoints = waypoint::resolve(world, &mut workloads, &mut services, &addresses);
     Topology {
         workloads: Arc::new(workloads),

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::Workload;
-use crate::control::objects::{self, AddressType, EndpointSlice, Protocol, TargetPort};
+use super::{Choice, Workload};
+use crate::control::objects::{self, AddressType, EndpointSlice, Protocol, SliceConditions, TargetPort};
 use crate::policy::matches_labels;
 
 /// A Service.
@@ -25,6 +25,8 @@ pub struct Service {
     pub serving: usize,
     /// Where connections to its virtual addresses go first: its place in [`super::Mesh::waypoints`].
     pub waypoint: Option<usize>,
+    /// Which of its endpoints are used from this node.
+    pub choice: Choice,
 }
 
 /// A port of a Service.
@@ -36,8 +38,12 @@ pub struct ServicePort {
     pub port: u16,
     /// The pod's port.
     pub target: TargetPort,
-    /// Where connections go, both families, in a stable order.
+    /// Where connections of this node's pods may go, both families, in a stable order.
     pub endpoints: Vec<SocketAddr>,
+    /// How much each of them is preferred: the higher, the rather; none: each is as good as the others.
+    pub(super) ranks: Vec<u8>,
+    /// Endpoints that end but still answer, in a stable order. They are among `endpoints` when none is ready.
+    pub draining: Vec<SocketAddr>,
 }
 
 impl Service {
@@ -63,15 +69,18 @@ impl Service {
             backing: 0,
             serving: 0,
             waypoint: None,
+            choice: Choice::default(),
         };
         if service.spec.selector.is_empty() {
-            slices.iter().for_each(|slice| resolved.add_slice(slice));
+            slices.iter().for_each(|slice| resolved.add_slice(service, slice));
         } else {
             pods.iter_mut().for_each(|pod| resolved.add_pod(service, pod));
         }
         for port in &mut resolved.ports {
-            port.endpoints.sort_unstable();
-            port.endpoints.dedup();
+            for ends in [&mut port.endpoints, &mut port.draining] {
+                ends.sort_unstable();
+                ends.dedup();
+            }
         }
         resolved
     }
@@ -82,43 +91,56 @@ impl Service {
         }
         pod.services.push(format!("{}/{}", self.namespace, self.name));
         self.backing += 1;
-        if !pod.ready && !service.spec.publish_not_ready_addresses {
+        let ready = pod.ready || service.spec.publish_not_ready_addresses;
+        if !ready && !pod.draining {
             return;
         }
-        self.serving += 1;
+        self.serving += usize::from(ready);
         for port in &mut self.ports {
             let target = match &port.target {
                 TargetPort::Number(number) => Some(*number),
                 TargetPort::Name(name) => pod.ports.get(name).copied(),
             };
             if let Some(target) = target {
-                port.endpoints.extend(pod.addresses.iter().map(|ip| SocketAddr::new(*ip, target)));
+                port.ends(ready).extend(pod.addresses.iter().map(|ip| SocketAddr::new(*ip, target)));
             }
         }
     }
 
-    fn add_slice(&mut self, slice: &EndpointSlice) {
+    /// A condition that is not told is read as kube-proxy reads it: ready, serving, not terminating.
+    fn add_slice(&mut self, service: &objects::Service, slice: &EndpointSlice) {
         if slice.address_type == AddressType::Fqdn {
             return;
         }
         self.backing += slice.endpoints.len();
-        for endpoint in slice.endpoints.iter().filter(|e| e.conditions.ready != Some(false)) {
-            self.serving += 1;
+        for endpoint in &slice.endpoints {
+            let SliceConditions { ready, serving, terminating } = endpoint.conditions;
+            let ready = ready != Some(false) || service.spec.publish_not_ready_addresses;
+            if !ready && (serving == Some(false) || terminating != Some(true)) {
+                continue;
+            }
+            self.serving += usize::from(ready);
             let addresses = endpoint.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok());
             for ip in addresses {
-                self.add_slice_address(slice, ip);
+                self.add_slice_address(slice, ip, ready);
             }
         }
     }
 
-    fn add_slice_address(&mut self, slice: &EndpointSlice, ip: IpAddr) {
+    fn add_slice_address(&mut self, slice: &EndpointSlice, ip: IpAddr, ready: bool) {
         for port in &mut self.ports {
             let named = |p: &&objects::SlicePort| {
                 p.protocol == Protocol::Tcp && p.name.as_deref().unwrap_or_default() == port.name
             };
             let number = slice.ports.iter().find(named).and_then(|p| p.port);
-            port.endpoints.extend(number.map(|number| SocketAddr::new(ip, number)));
+            port.ends(ready).extend(number.map(|number| SocketAddr::new(ip, number)));
         }
+    }
+}
+
+impl ServicePort {
+    fn ends(&mut self, ready: bool) -> &mut Vec<SocketAddr> {
+        if ready { &mut self.endpoints } else { &mut self.draining }
     }
 }
 
@@ -146,6 +168,8 @@ fn ports(service: &objects::Service) -> Vec<ServicePort> {
             Some(target) => target.clone(),
         },
         endpoints: Vec::new(),
+        ranks: Vec::new(),
+        draining: Vec::new(),
     })
     .collect()
 }

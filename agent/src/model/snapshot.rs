@@ -178,6 +178,16 @@ pub struct ServiceRow {
     pub waypoint: String,
     /// Those that serve, of those that could: `2/2`.
     pub endpoints: String,
+    /// How endpoints are chosen: `Any`, `PreferSameZone`, `PreferSameNode` or `Local`.
+    pub load_balancing: &'static str,
+    /// How many of the endpoints this node's pods use, and why: `1/3 same zone`; `all`.
+    pub preferred: String,
+    /// Which ones; none where nothing tells them apart.
+    pub preferred_endpoints: Vec<SocketAddr>,
+    /// `None`, or `ClientIP` and for how long: `ClientIP 10800s`.
+    pub affinity: String,
+    /// Values that have no effect.
+    pub notes: Vec<String>,
 }
 
 impl ServiceRow {
@@ -188,6 +198,14 @@ impl ServiceRow {
             vips: service.vips.clone(),
             waypoint,
             endpoints: format!("{}/{}", service.serving, service.backing),
+            load_balancing: service.choice.balancing.as_str(),
+            preferred: service.preference(),
+            preferred_endpoints: service.preferred_endpoints(),
+            affinity: service
+                .choice
+                .affinity
+                .map_or_else(|| "None".to_owned(), |seconds| format!("ClientIP {seconds}s")),
+            notes: service.choice.notes.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -63,6 +63,8 @@ pub struct Waypoint {
     pub name: String,
     /// Who serves it: HBONE listener and identity, in a stable order.
     pub instances: Vec<(SocketAddr, SpiffeId)>,
+    /// How much this node prefers those that its Service prefers, as in [`super::ServicePort::ranked`].
+    ranks: HashMap<SocketAddr, u8>,
     /// For connections to virtual addresses of services.
     services: bool,
     /// For connections to addresses of workloads.
@@ -111,6 +113,11 @@ pub(super) fn resolve(
 }
 
 impl Waypoint {
+    /// How much an instance is preferred: the higher, the rather.
+    pub fn rank(&self, instance: SocketAddr) -> u8 {
+        self.ranks.get(&instance).copied().unwrap_or(0)
+    }
+
     fn new<'a>(
         gateway: &'a Gateway,
         workloads: &[Workload],
@@ -127,6 +134,7 @@ impl Waypoint {
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
             instances: Vec::new(),
+            ranks: HashMap::new(),
             services: matches!(kinds, "service" | "all"),
             workloads: matches!(kinds, "workload" | "all"),
         };
@@ -157,9 +165,12 @@ impl Waypoint {
             Some(ip) => addresses.vips.get(&ip).and_then(|n| services.get(*n)),
             None => services.iter().find(|s| s.hostname == value),
         };
-        let ends = service.and_then(|s| s.ports.iter().find(|p| p.port == port)).map(|p| &p.endpoints);
-        self.instances
-            .extend(direct.into_iter().chain(ends.into_iter().flatten().copied().filter_map(instance)));
+        let port = service.and_then(|s| s.ports.iter().find(|p| p.port == port));
+        let ranked = port.into_iter().flat_map(|port| port.ranked(true).chain(port.ranked(false)));
+        let ranked: Vec<_> = ranked.collect();
+        let behind = ranked.iter().filter_map(|(end, _)| instance(*end));
+        self.instances.extend(direct.into_iter().chain(behind));
+        self.ranks.extend(ranked);
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Workload {
     pub ready: bool,
     /// It is being deleted.
     pub terminating: bool,
+    /// It is being deleted, and still answers.
+    pub draining: bool,
     /// `metadata.creationTimestamp` (RFC 3339, UTC: text sorts as time does); empty when the source gives none.
     pub created: String,
     /// Its object says that somebody redirects it already (`ambient.istio.io/redirection: enabled`).
@@ -105,6 +107,7 @@ impl Workload {
             host_network: pod.spec.host_network,
             ready: ready(pod) && !terminating,
             terminating,
+            draining: ready(pod) && terminating,
             created: meta.creation_timestamp.clone().unwrap_or_default(),
             redirected: meta.annotations.get(REDIRECTION_ANNOTATION).is_some_and(|value| value == "enabled"),
             enrolled: enrolled(pod, namespace) || native_tunnel(pod),

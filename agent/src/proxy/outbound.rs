@@ -103,7 +103,12 @@ async fn open(pod: &Pod, tcp: &TcpStream, app: SocketAddr) -> Result<(Tunnel, Tu
     let last = hops.len().min(TRIES);
     for (n, hop) in hops.into_iter().take(TRIES).enumerate() {
         match through(pod, &hop, &mut flow, app.port()).await {
-            Ok(tunnel) => return Ok((tunnel, flow)),
+            Ok(tunnel) => {
+                if n > 0 && !hop.waypoint {
+                    mesh.went_elsewhere(pod.info.netns_cookie, flow.requested, flow.target);
+                }
+                return Ok((tunnel, flow));
+            }
             Err((_, error, Retry::Safe)) if n + 1 < last => {
                 tracing::debug!(pod = pod.info.name, target = %flow.target, error, "trying another endpoint");
             }

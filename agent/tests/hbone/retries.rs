@@ -1,5 +1,6 @@
 //! What is tried again, and what is not.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use culvert_common::{Decision, Reason};
 use http::{Response, StatusCode};
 use tokio::net::TcpListener;
 
-use crate::world::{DAY, Setup, World, eventually, id};
+use crate::world::{DAY, Setup, VIP, World, eventually, id};
 use crate::{expect_reset, round_trip};
 
 fn hop(world: &World, address: &str, account: &str) -> Hop {
@@ -31,6 +32,24 @@ async fn another_endpoint_is_tried_when_the_first_cannot_be_reached() {
     *world.mesh.hops.lock().unwrap() = hops;
     round_trip(&mut world.connect().await, b"x").await;
     assert_eq!(world.client.counters.refused.load(Ordering::Relaxed), 0);
+    assert!(world.mesh.elsewhere.lock().unwrap().is_empty(), "waypoints have no session affinity");
+}
+
+#[tokio::test]
+async fn the_endpoint_that_worked_is_the_one_to_remember() {
+    let world = World::with(hasty()).await;
+    world.echo().await;
+    let target = world.mesh.target.lock().unwrap().unwrap();
+    let hop = |address: &str| Hop { waypoint: false, ..hop(&world, address, "server") };
+    *world.mesh.hops.lock().unwrap() = vec![hop("127.0.0.3"), hop("127.0.0.7")];
+    round_trip(&mut world.connect().await, b"x").await;
+    assert!(world.mesh.elsewhere.lock().unwrap().is_empty(), "the kernel knows where it led the client");
+    *world.mesh.hops.lock().unwrap() = vec![hop("127.0.0.7"), hop("127.0.0.3")];
+    round_trip(&mut world.connect().await, b"x").await;
+    let elsewhere = world.mesh.elsewhere.lock().unwrap().clone();
+    let [(netns, requested, went)] = elsewhere[..] else { panic!("{elsewhere:?}") };
+    assert_eq!(netns, culvert::sys::own_netns_cookie().unwrap());
+    assert_eq!((requested, went), (SocketAddr::new(VIP.into(), target.port()), target));
 }
 
 #[tokio::test]

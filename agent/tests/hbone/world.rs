@@ -39,6 +39,8 @@ pub(crate) struct FakeMesh {
     pub(crate) identities: Mutex<HashMap<IpAddr, SpiffeId>>,
     pub(crate) sources: Mutex<HashMap<SocketAddr, SocketAddr>>,
     pub(crate) flows: Mutex<Vec<TunnelFlow>>,
+    /// What was reported as led to another endpoint.
+    pub(crate) elsewhere: Mutex<Vec<(u64, SocketAddr, SocketAddr)>>,
 }
 
 impl Mesh for FakeMesh {
@@ -81,6 +83,10 @@ impl Mesh for FakeMesh {
 
     fn remove_original_src(&self, _netns: u64, local: SocketAddr) {
         self.sources.lock().unwrap().remove(&local);
+    }
+
+    fn went_elsewhere(&self, netns: u64, requested: SocketAddr, target: SocketAddr) {
+        self.elsewhere.lock().unwrap().push((netns, requested, target));
     }
 
     fn report(&self, flow: TunnelFlow) {
@@ -179,6 +185,7 @@ impl World {
             identities: Mutex::new(HashMap::from([(server_ip, id("server"))])),
             sources: Mutex::default(),
             flows: Mutex::default(),
+            elsewhere: Mutex::default(),
         });
         let (stop, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = Vec::new();
