@@ -98,7 +98,11 @@ pub struct AgentArgs {
     /// Token to show to the server at --ca-address; read anew for every request
     #[arg(long, value_name = "FILE", requires = "ca_address")]
     pub ca_token: Option<PathBuf>,
-    /// Name of this cluster, for the server at --ca-address
+    /// Names the DNS servers (as resolv.conf(5) does) that are asked for the host names of ServiceEntries and WorkloadEntries; read
+    /// again when it changes
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Name of this cluster, for the server at --ca-address and in the uids of ServiceEntries and WorkloadEntries
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
     /// cgroup v2 directory whose processes the hooks see [default: the cgroup v2 mount]

@@ -4,6 +4,7 @@ use super::{Index, Message};
 
 mod enforced;
 mod enrolment;
+mod entries;
 mod mtls;
 mod overlap;
 mod peers;
@@ -18,6 +19,7 @@ pub(super) type Check = fn(&Index<'_>, &mut Vec<Message>);
 pub(super) const ALL: &[Check] = &[
     enforced::check,
     enrolment::check,
+    entries::check,
     mtls::check,
     overlap::check,
     peers::check,

@@ -26,6 +26,8 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
             ("SERVICE VIP", "vips"),
             ("WAYPOINT", "waypoint"),
             ("ENDPOINTS", "endpoints"),
+            ("HOST", "hostname"),
+            ("NOTES", "notes"),
         ],
         "certificates" => &[
             ("IDENTITY", "identity"),

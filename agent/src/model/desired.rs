@@ -1,7 +1,6 @@
 //! What the kernel's maps are to hold.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_common::{
@@ -67,18 +66,20 @@ fn add_workloads(maps: &mut Desired, mesh: &Mesh, compiled: &Compiled, serving: 
 }
 
 fn add_services(maps: &mut Desired, mesh: &Mesh, interner: &mut Interner) {
-    for service in mesh.services.iter() {
+    let led = |service: &&super::Service| !service.passthrough || service.waypoint.is_some();
+    let mut services: Vec<_> = mesh.services.iter().filter(led).collect();
+    services.sort_by_key(|service| service.precedence());
+    for service in services {
         for (vip, port) in service.vips.iter().flat_map(|vip| service.ports.iter().map(move |p| (vip, p))) {
             let key = ServiceKey { vip: Endpoint::new((*vip).into(), port.port) };
             if maps.services.contains_key(&key) {
-                // Two services claim the address: the first by name keeps it, whatever the order of events.
+                // Two services claim the address: the first keeps it, whatever the order of events.
                 continue;
             }
             let id = interner.service(key);
-            let same_family = port.endpoints.iter().filter(|e| family(&e.ip()) == family(vip));
             let mut backends = 0;
-            for endpoint in same_family {
-                maps.backends.insert(BackendKey { service: id, slot: backends }, (*endpoint).into());
+            for endpoint in port.slots(vip.is_ipv4()) {
+                maps.backends.insert(BackendKey { service: id, slot: backends }, endpoint.into());
                 backends += 1;
             }
             maps.services.insert(key, Service { id, backends, flags: via(service.waypoint) });
@@ -88,8 +89,4 @@ fn add_services(maps: &mut Desired, mesh: &Mesh, interner: &mut Interner) {
 
 fn via(waypoint: Option<usize>) -> u32 {
     if waypoint.is_some() { flags::WAYPOINT } else { 0 }
-}
-
-fn family(ip: &IpAddr) -> bool {
-    ip.is_ipv4()
 }

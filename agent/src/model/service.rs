@@ -1,22 +1,33 @@
 //! Services and who is behind them.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Workload;
+use crate::control::Kind;
 use crate::control::objects::{self, AddressType, EndpointSlice, Protocol, TargetPort};
 use crate::policy::matches_labels;
 
-/// A Service.
+/// The most slots that the weights of a port's endpoints are spread over.
+const MAX_SLOTS: u64 = 256;
+
+/// A Service, or a host of a ServiceEntry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
+    /// `Service` or `ServiceEntry`.
+    pub kind: Kind,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// `name.namespace.svc.<domain>`.
+    /// `name.namespace.svc.<domain>`; of a ServiceEntry, the host. Hosts of one ServiceEntry share its name.
     pub hostname: String,
     /// Virtual addresses; none when it is headless.
     pub vips: Vec<IpAddr>,
+    /// `metadata.creationTimestamp` (RFC 3339, UTC: text sorts as time does); empty when the source gives none.
+    pub created: String,
+    /// Connections go where they are addressed to (`resolution: NONE`).
+    pub passthrough: bool,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
     /// How many pods it has that could serve it, ready or not.
@@ -25,6 +36,8 @@ pub struct Service {
     pub serving: usize,
     /// Where connections to its virtual addresses go first: its place in [`super::Mesh::waypoints`].
     pub waypoint: Option<usize>,
+    /// What of it is not as it was meant to be.
+    pub notes: Vec<String>,
 }
 
 /// A port of a Service.
@@ -38,12 +51,50 @@ pub struct ServicePort {
     pub target: TargetPort,
     /// Where connections go, both families, in a stable order.
     pub endpoints: Vec<SocketAddr>,
+    /// How often an endpoint is there in the kernel's table, where that is more than once.
+    pub(super) weights: BTreeMap<SocketAddr, u32>,
+}
+
+impl ServicePort {
+    /// The endpoints of a family, each as often as its weight says.
+    pub fn slots(&self, ipv4: bool) -> impl Iterator<Item = SocketAddr> {
+        let ends = self.endpoints.iter().filter(move |end| end.is_ipv4() == ipv4);
+        ends.flat_map(|end| std::iter::repeat_n(*end, self.weights.get(end).map_or(1, |n| *n as usize)))
+    }
+
+    /// Makes the weights as small as they can be.
+    fn spread(&mut self) {
+        if self.weights.is_empty() {
+            return;
+        }
+        let weight = |end: &SocketAddr| u64::from(self.weights.get(end).map_or(1, |n| *n));
+        let all: u64 = self.endpoints.iter().map(weight).sum();
+        let common = self.endpoints.iter().map(weight).fold(0, gcd).max(1);
+        let scale = |weight: u64| match all / common {
+            slots if slots > MAX_SLOTS => (weight * MAX_SLOTS / all).max(1),
+            _ => weight / common,
+        };
+        let spread = self.endpoints.iter().map(|end| (*end, scale(weight(end)) as u32));
+        self.weights = spread.filter(|(_, n)| *n > 1).collect();
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 impl Service {
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Where two have the same address, the first in this order has it: Services, then the oldest.
+    pub(super) fn precedence(&self) -> (bool, &str) {
+        match self.kind {
+            Kind::ServiceEntry => (true, &self.created),
+            _ => (false, ""),
+        }
     }
 
     /// A Service that `pods` (of its namespace) may serve, or `slices` that name it.
@@ -55,44 +106,66 @@ impl Service {
     ) -> Self {
         let objects::Metadata { namespace, name, .. } = &service.metadata;
         let mut resolved = Self {
+            kind: Kind::Service,
             namespace: namespace.clone(),
             name: name.clone(),
             hostname: format!("{name}.{namespace}.svc.{cluster_domain}"),
             vips: vips(service),
             ports: ports(service),
+            created: service.metadata.creation_timestamp.clone().unwrap_or_default(),
+            passthrough: false,
             backing: 0,
             serving: 0,
             waypoint: None,
+            notes: Vec::new(),
         };
         if service.spec.selector.is_empty() {
             slices.iter().for_each(|slice| resolved.add_slice(slice));
         } else {
             pods.iter_mut().for_each(|pod| resolved.add_pod(service, pod));
         }
-        for port in &mut resolved.ports {
-            port.endpoints.sort_unstable();
-            port.endpoints.dedup();
-        }
+        resolved.settle();
         resolved
     }
 
-    fn add_pod(&mut self, service: &objects::Service, pod: &mut Workload) {
-        if !matches_labels(&service.spec.selector, &pod.labels) {
-            return;
+    /// Puts the endpoints in order.
+    pub(super) fn settle(&mut self) {
+        for port in &mut self.ports {
+            port.endpoints.sort_unstable();
+            port.endpoints.dedup();
+            port.spread();
         }
-        pod.services.push(format!("{}/{}", self.namespace, self.name));
+        self.notes.sort_unstable();
+        self.notes.dedup();
+    }
+
+    fn add_pod(&mut self, service: &objects::Service, pod: &mut Workload) {
+        if matches_labels(&service.spec.selector, &pod.labels) {
+            self.add_member(pod, service.spec.publish_not_ready_addresses);
+        }
+    }
+
+    /// A workload that is meant to serve it; `unready`: even when it is not ready.
+    pub(super) fn add_member(&mut self, member: &mut Workload, unready: bool) {
+        let name = self.full_name();
+        if member.services.last() != Some(&name) {
+            member.services.push(name);
+        }
+        if !member.trouble.is_empty() {
+            self.notes.push(member.trouble.clone());
+        }
         self.backing += 1;
-        if !pod.ready && !service.spec.publish_not_ready_addresses {
+        if (!member.ready && !unready) || member.addresses.is_empty() {
             return;
         }
         self.serving += 1;
         for port in &mut self.ports {
-            let target = match &port.target {
-                TargetPort::Number(number) => Some(*number),
-                TargetPort::Name(name) => pod.ports.get(name).copied(),
-            };
-            if let Some(target) = target {
-                port.endpoints.extend(pod.addresses.iter().map(|ip| SocketAddr::new(*ip, target)));
+            let Some(target) = target(self.kind, port, member) else { continue };
+            for end in member.addresses.iter().map(|ip| SocketAddr::new(*ip, target)) {
+                port.endpoints.push(end);
+                if member.weight > 1 {
+                    port.weights.insert(end, member.weight);
+                }
             }
         }
     }
@@ -122,6 +195,19 @@ impl Service {
     }
 }
 
+/// The port of `member` behind `port`. Services call ports of pods by their target's name; ServiceEntries, and what is no pod, by
+/// the name of the service's port.
+fn target(of: Kind, port: &ServicePort, member: &Workload) -> Option<u16> {
+    match &port.target {
+        TargetPort::Name(name) => member.ports.get(name).copied(),
+        TargetPort::Number(number) => {
+            let by_name = of == Kind::ServiceEntry || member.kind != Kind::Pod;
+            let named = member.ports.get(&port.name).filter(|_| by_name && !port.name.is_empty());
+            Some(named.copied().unwrap_or(*number))
+        }
+    }
+}
+
 fn vips(service: &objects::Service) -> Vec<IpAddr> {
     let spec = &service.spec;
     let mut vips: Vec<IpAddr> =
@@ -146,6 +232,7 @@ fn ports(service: &objects::Service) -> Vec<ServicePort> {
             Some(target) => target.clone(),
         },
         endpoints: Vec::new(),
+        weights: BTreeMap::new(),
     })
     .collect()
 }
