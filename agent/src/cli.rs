@@ -53,7 +53,7 @@ enum Command {
     Explain(ExplainArgs),
     /// Say what is wrong or unexpected in manifests, before they reach an agent; needs neither agent nor root
     #[command(
-        after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
+        after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications,serviceentries,workloadentries -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
     )]
     Analyze(Box<analyze::AnalyzeArgs>),
     /// Print everything the agent knows as one JSON document
@@ -237,7 +237,7 @@ struct ExplainArgs {
     socket: SocketArgs,
     /// Who connects: namespace/pod, an address, or a SPIFFE id
     from: String,
-    /// Where to: namespace/pod:port, namespace/service:port or address:port
+    /// Where to: namespace/pod:port, namespace/service:port, host:port or address:port
     to: String,
     /// Output form
     #[arg(short, long, value_enum, default_value_t = Output::Table)]

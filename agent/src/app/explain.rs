@@ -147,6 +147,13 @@ impl<'a> Explainer<'a> {
                 servers.push(server);
             }
         }
+        let waypoint = self.snapshot.waypoint(service.waypoint);
+        if let (true, Some(_), Some(vip)) = (servers.is_empty(), waypoint, service.vips.first()) {
+            // It is not asked for endpoints.
+            let address = SocketAddr::new(*vip, port);
+            let server = self.server(address, format!(" (for {namespace}/{name}:{port})"));
+            return Ok(vec![Server { waypoint, ..server }]);
+        }
         if service.passthrough {
             return Err(format!(
                 "service {namespace}/{name} has resolution NONE: connections go where they are addressed to; ask for address:port"

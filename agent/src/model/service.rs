@@ -71,7 +71,7 @@ impl ServicePort {
         let all: u64 = self.endpoints.iter().map(weight).sum();
         let common = self.endpoints.iter().map(weight).fold(0, gcd).max(1);
         let scale = |weight: u64| match all / common {
-            slots if slots > MAX_SLOTS => (weight * MAX_SLOTS / all).max(1),
+            slots if slots > MAX_SLOTS => weight * MAX_SLOTS / all,
             _ => weight / common,
         };
         let spread = self.endpoints.iter().map(|end| (*end, scale(weight(end)) as u32));

@@ -281,6 +281,16 @@ fn an_endpoint_with_a_pods_address_is_that_pod() {
     assert_eq!(mesh.workloads[mesh.addresses.pods[&"10.0.0.1".parse().unwrap()]].name, "p");
     assert_eq!(ends(only(&mesh)), ["10.0.0.1:80"]);
     assert_eq!(maps(&mesh).workloads[&"10.0.0.1".parse::<IpAddr>().unwrap().into()].flags, flags::ENROLLED);
+    // Whatever an entry says of it; where there is no pod, the one that speaks HBONE.
+    let hbone = machine("name: z, labels: {networking.istio.io/tunnel: http}", "address: 10.0.0.1");
+    let owner = |text: &str| {
+        let mesh = self::mesh(text);
+        mesh.workloads[mesh.addresses.pods[&"10.0.0.1".parse().unwrap()]].name.clone()
+    };
+    let plain = machine("name: a", "address: 10.0.0.1");
+    let outside = pod("name: p", "podIP: 10.0.0.1");
+    assert_eq!(owner(&[hbone.as_str(), &plain, &outside].concat()), "p");
+    assert_eq!(owner(&[hbone.as_str(), &plain].concat()), "z");
 }
 
 #[test]
