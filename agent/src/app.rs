@@ -24,7 +24,7 @@ use tracing_subscriber::EnvFilter;
 use crate::bpf::{self, Capacities, Kernel, KernelConfig, PIN_ROOT};
 use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
-use crate::control::manifests;
+use crate::control::{manifests, names};
 use crate::identity::{Ca, CertStore, EmbeddedCa, PeerRules, RemoteCa, RemoteConfig, Revocations};
 use crate::model::{Settings, Snapshot, World};
 use crate::pods::Pods;
@@ -96,6 +96,7 @@ async fn start(args: AgentArgs) -> Result<()> {
     let certs = CertStore::with_rules(ca, rules);
     let shutdown = CancellationToken::new();
     let updates = manifests::spawn(args.manifests.clone(), shutdown.clone());
+    let updates = names::spawn(updates, names::Config::new(args.resolv_conf.clone()), shutdown.clone());
 
     let settings = settings(&args);
     let flows = Arc::new(FlowLog::new(&args.node));
@@ -207,6 +208,7 @@ fn settings(args: &AgentArgs) -> Settings {
         node: args.node.clone(),
         trust_domain: args.trust_domain.clone(),
         cluster_domain: args.cluster_domain.clone(),
+        cluster: args.cluster_id.clone(),
         root_namespace: args.root_namespace.clone(),
         trust_domain_aliases: args.trust_domain_aliases.clone(),
         l7_deny: args.l7_deny,

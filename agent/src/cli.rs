@@ -53,7 +53,7 @@ enum Command {
     Explain(ExplainArgs),
     /// Say what is wrong or unexpected in manifests, before they reach an agent; needs neither agent nor root
     #[command(
-        after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
+        after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications,serviceentries,workloadentries -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
     )]
     Analyze(Box<analyze::AnalyzeArgs>),
     /// Print everything the agent knows as one JSON document
@@ -98,7 +98,11 @@ pub struct AgentArgs {
     /// Token to show to the server at --ca-address; read anew for every request
     #[arg(long, value_name = "FILE", requires = "ca_address")]
     pub ca_token: Option<PathBuf>,
-    /// Name of this cluster, for the server at --ca-address
+    /// Names the DNS servers (as resolv.conf(5) does) that are asked for the host names of ServiceEntries and WorkloadEntries; read
+    /// again when it changes
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Name of this cluster, for the server at --ca-address and in the uids of ServiceEntries and WorkloadEntries
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
     /// cgroup v2 directory whose processes the hooks see [default: the cgroup v2 mount]
@@ -234,7 +238,7 @@ struct ExplainArgs {
     socket: SocketArgs,
     /// Who connects: namespace/pod, an address, or a SPIFFE id
     from: String,
-    /// Where to: namespace/pod:port, namespace/service:port or address:port
+    /// Where to: namespace/pod:port, namespace/service:port, host:port or address:port
     to: String,
     /// Output form
     #[arg(short, long, value_enum, default_value_t = Output::Table)]

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::policy::{AuthorizationPolicy, PeerAuthentication};
 
 pub mod manifests;
+pub mod names;
 pub mod objects;
 mod yaml;
 
@@ -23,6 +24,8 @@ pub enum Update {
     Remove(ObjectRef),
     /// What the source could not use; replaces the report before it.
     Report(Report),
+    /// What DNS says of a name that some object has in place of an address; `None`: nobody asks for it any more.
+    Name(String, Option<names::Answer>),
     /// The picture is complete for the first time.
     Synced,
 }
@@ -40,6 +43,8 @@ pub enum Object {
     Pod(Arc<objects::Pod>),
     Service(Arc<objects::Service>),
     ServiceAccount(Arc<objects::ServiceAccount>),
+    ServiceEntry(Arc<objects::ServiceEntry>),
+    WorkloadEntry(Arc<objects::WorkloadEntry>),
 }
 
 impl Object {
@@ -56,6 +61,8 @@ impl Object {
             Self::Pod(o) => meta(Kind::Pod, &o.metadata),
             Self::Service(o) => meta(Kind::Service, &o.metadata),
             Self::ServiceAccount(o) => meta(Kind::ServiceAccount, &o.metadata),
+            Self::ServiceEntry(o) => meta(Kind::ServiceEntry, &o.metadata),
+            Self::WorkloadEntry(o) => meta(Kind::WorkloadEntry, &o.metadata),
         }
     }
 }
@@ -86,6 +93,8 @@ pub enum Kind {
     Pod,
     Service,
     ServiceAccount,
+    ServiceEntry,
+    WorkloadEntry,
 }
 
 impl Kind {
@@ -97,6 +106,14 @@ impl Kind {
             ("v1", "Pod") => Self::Pod,
             ("v1", "Service") => Self::Service,
             ("v1", "ServiceAccount") => Self::ServiceAccount,
+            (
+                "networking.istio.io/v1" | "networking.istio.io/v1beta1" | "networking.istio.io/v1alpha3",
+                "ServiceEntry",
+            ) => Self::ServiceEntry,
+            (
+                "networking.istio.io/v1" | "networking.istio.io/v1beta1" | "networking.istio.io/v1alpha3",
+                "WorkloadEntry",
+            ) => Self::WorkloadEntry,
             ("discovery.k8s.io/v1", "EndpointSlice") => Self::EndpointSlice,
             ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "Gateway") => {
                 Self::Gateway

@@ -4,7 +4,8 @@
 //!
 //! In the order in which the world reaches a connection:
 //!
-//! * [`control`]: where the agent learns of pods, services and policies: a watched folder of manifests.
+//! * [`control`]: where the agent learns of pods, services and policies: a watched folder of manifests, and DNS for
+//!   the names in them.
 //! * [`model`]: all objects, and the mesh that follows from them: workloads, services, endpoints.
 //! * [`policy`]: AuthorizationPolicy and PeerAuthentication, compiled into the rows that the kernel reads.
 //! * [`bpf`]: the kernel side: loading, pinning, the order in which maps are written, flow events. Only it knows aya.

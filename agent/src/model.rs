@@ -4,20 +4,24 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::control::names::Answer;
 use crate::control::{Kind, Object, ObjectRef, Report, Update, objects};
 use crate::policy::{AuthorizationPolicy, L7Deny, PeerAuthentication};
 
 pub(crate) mod choice;
 mod desired;
+mod entry;
 mod owner;
 mod resolve;
 mod service;
+mod service_entry;
 mod snapshot;
 pub(crate) mod waypoint;
 pub(crate) mod workload;
 
 pub use choice::{Balancing, Choice, Note};
 pub use desired::{Desired, desired};
+pub(crate) use entry::can_be_reached;
 pub use service::{Service, ServicePort};
 pub use snapshot::{PolicyRow, ServiceRow, Snapshot, WorkloadRow};
 pub use waypoint::Waypoint;
@@ -34,6 +38,8 @@ pub struct Settings {
     pub root_namespace: String,
     /// Last part of every service's name, `cluster.local` by default.
     pub cluster_domain: String,
+    /// This cluster's name. Istio's default is `Kubernetes`.
+    pub cluster: String,
     /// Other names of the trust domain, in policies and in peers' certificates (Istio's `trustDomainAliases`).
     pub trust_domain_aliases: Vec<String>,
     /// What DENY means where L4 cannot see everything.
@@ -48,6 +54,7 @@ impl Default for Settings {
             trust_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            cluster: "Kubernetes".to_owned(),
             trust_domain_aliases: Vec::new(),
             l7_deny: L7Deny::default(),
         }
@@ -73,6 +80,10 @@ pub struct World {
     endpoint_slices: Objects<objects::EndpointSlice>,
     gateways: Objects<objects::Gateway>,
     service_accounts: Objects<objects::ServiceAccount>,
+    service_entries: Objects<objects::ServiceEntry>,
+    workload_entries: Objects<objects::WorkloadEntry>,
+    /// What DNS says of the names in the two before.
+    names: BTreeMap<String, Answer>,
     policies: Objects<AuthorizationPolicy>,
     peer_authentications: Objects<PeerAuthentication>,
     report: Report,
@@ -125,6 +136,15 @@ impl World {
                 self.report = report;
                 changed
             }
+            Update::Name(name, answer) => {
+                let changed = self.names.get(&name) != answer.as_ref();
+                match answer {
+                    Some(answer) => drop(self.names.insert(name, answer)),
+                    None => drop(self.names.remove(&name)),
+                }
+                self.topology.take_if(|_| changed);
+                changed
+            }
             Update::Synced => !std::mem::replace(&mut self.synced, true),
         }
     }
@@ -142,6 +162,8 @@ impl World {
             Object::Pod(o) => put(&mut self.pods, key, o),
             Object::Service(o) => put(&mut self.services, key, o),
             Object::ServiceAccount(o) => put(&mut self.service_accounts, key, o),
+            Object::ServiceEntry(o) => put(&mut self.service_entries, key, o),
+            Object::WorkloadEntry(o) => put(&mut self.workload_entries, key, o),
         };
         self.outdated(kind, changed)
     }
@@ -165,6 +187,8 @@ impl World {
             Kind::Pod => self.pods.remove(&key).is_some(),
             Kind::Service => self.services.remove(&key).is_some(),
             Kind::ServiceAccount => self.service_accounts.remove(&key).is_some(),
+            Kind::ServiceEntry => self.service_entries.remove(&key).is_some(),
+            Kind::WorkloadEntry => self.workload_entries.remove(&key).is_some(),
         };
         self.outdated(object.kind, gone)
     }
@@ -200,9 +224,9 @@ pub struct Addresses {
 pub struct Mesh {
     /// What it was resolved with.
     pub settings: Settings,
-    /// Pods with an address that are not over.
+    /// Pods with an address that are not over, WorkloadEntries, and endpoints of ServiceEntries.
     pub workloads: Arc<Vec<Workload>>,
-    /// Services with a name in the cluster (not ExternalName).
+    /// Services with a name in the cluster (not ExternalName), and the hosts of ServiceEntries.
     pub services: Arc<Vec<Service>>,
     /// Gateways that are waypoints and have an address.
     pub waypoints: Arc<Vec<Waypoint>>,

@@ -366,6 +366,7 @@ impl Lab {
         let Some(binary) = self.options.culvert.clone() else { return Ok(()) };
         let (instance, dir, args) = (self.instance(name), self.dir.clone(), self.options.agent_args.clone());
         let cgroup = self.cgroup.join(name);
+        self.resolv_file()?;
         let node =
             self.nodes.iter_mut().find(|n| n.name == name).with_context(|| format!("no node {name:?}"))?;
         let agent = Agent::start(&binary, name, &instance, &dir, &cgroup, &node.netns, &args)?;

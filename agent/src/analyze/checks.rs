@@ -5,6 +5,7 @@ use super::{Index, Message};
 mod choice;
 mod enforced;
 mod enrolment;
+mod entries;
 mod mtls;
 mod overlap;
 mod peers;
@@ -20,6 +21,7 @@ pub(super) const ALL: &[Check] = &[
     choice::check,
     enforced::check,
     enrolment::check,
+    entries::check,
     mtls::check,
     overlap::check,
     peers::check,

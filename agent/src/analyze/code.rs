@@ -57,6 +57,7 @@ codes! {
     ReferencedResourceNotFound = "IST0101", Error, "Something is named that is not in the input.";
     SchemaValidationError = "IST0106", Error, "The object is not valid.";
     NoMatchingWorkloadsFound = "IST0127", Warning, "A selector selects no workload.";
+    ServiceEntryAddressesRequired = "IST0134", Warning, "A ServiceEntry has no address that connections could be known by.";
     IneffectivePolicy = "IST0167", Warning, "The policy has no effect.";
     AllowRuleNeverMatches = "CUL0101", Warning, "An ALLOW rule asks for what L4 cannot see, so it never matches.";
     DenyRuleWidened = "CUL0102", Warning, "A DENY rule asks for what L4 cannot see, so it denies more than it says.";
@@ -83,6 +84,10 @@ codes! {
     NotAWaypoint = "CUL0305", Warning, "A Gateway is used as a waypoint, and is none.";
     UnknownValue = "CUL0306", Warning, "A Service or Namespace says in words that nobody knows which endpoints to choose.";
     DuplicateObject = "CUL0401", Warning, "The object is in the input twice.";
+    ExportToIgnored = "CUL0501", Info, "exportTo does nothing in ambient mode: every pod may use a ServiceEntry.";
+    AddressBlockNotLed = "CUL0502", Warning, "A ServiceEntry has a block of addresses: connections to it pass untouched.";
+    HostTaken = "CUL0503", Warning, "Another object of the namespace has the host of a ServiceEntry, and counts instead.";
+    EndpointOutOfReach = "CUL0504", Warning, "An endpoint has an address that no other machine can reach.";
 }
 
 impl Code {

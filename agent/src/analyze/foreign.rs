@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::control::manifests::Document;
-use crate::control::objects::{Metadata, Pod, PodSpec, or_default};
+use crate::control::objects::{
+    Container, ContainerPort, Metadata, Pod, PodSpec, Protocol, WorkloadEntry, or_default,
+};
 
 /// Any object's metadata.
 #[derive(Deserialize)]
@@ -13,14 +15,9 @@ pub(super) struct Any {
     pub(super) metadata: Metadata,
 }
 
-/// Whether the object is Istio's ServiceEntry.
-pub(super) fn is_service_entry(document: &Document) -> bool {
-    document.kind == "ServiceEntry" && document.api_version.starts_with("networking.istio.io/")
-}
-
 /// Whether an object that the agent does not read lives in a namespace, as far as the analyzer cares.
 pub(super) fn is_namespaced(document: &Document) -> bool {
-    is_service_entry(document) || template_field(document).is_some()
+    template_field(document).is_some()
 }
 
 /// An entry of `spec.targetRefs`.
@@ -111,4 +108,24 @@ pub(super) fn templated_pod(document: &Document, owner: &Metadata) -> Option<Pod
         ..Metadata::default()
     };
     Some(Pod { metadata, spec: template.spec, ..Pod::default() })
+}
+
+/// A WorkloadEntry as the pod that it takes the place of.
+pub(super) fn pod_of_entry(entry: &WorkloadEntry) -> Pod {
+    let mut metadata = entry.metadata.clone();
+    for (key, value) in &entry.spec.labels {
+        metadata.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    let port = |(name, number): (&String, &u16)| ContainerPort {
+        name: name.clone(),
+        container_port: *number,
+        protocol: Protocol::Tcp,
+    };
+    let ports = entry.spec.ports.iter().map(port).collect();
+    let spec = PodSpec {
+        service_account_name: entry.spec.service_account.clone(),
+        containers: vec![Container { ports, ..Container::default() }],
+        ..PodSpec::default()
+    };
+    Pod { metadata, spec, ..Pod::default() }
 }

@@ -33,7 +33,7 @@ pub(super) struct Index<'a> {
     pub(super) peer_authentications: Vec<Authn<'a>>,
     pub(super) workloads: Vec<Workload<'a>>,
     pub(super) services: HashMap<Name<'a>, Item<'a, objects::Service>>,
-    pub(super) service_entries: HashMap<Name<'a>, &'a objects::Metadata>,
+    pub(super) service_entries: HashMap<Name<'a>, Entered<'a>>,
     /// With their class.
     pub(super) gateways: HashMap<Name<'a>, String>,
     /// Whatever may have a label that means something to the mesh.
@@ -62,6 +62,14 @@ pub(super) struct Authn<'a> {
     pub(super) target: Rc<Target>,
 }
 
+/// A ServiceEntry.
+pub(super) struct Entered<'a> {
+    pub(super) object: &'a objects::ServiceEntry,
+    pub(super) origin: Origin<'a>,
+    /// How many workloads it selects; `None`: it has no selector.
+    pub(super) selected: Option<usize>,
+}
+
 /// An object that has labels, and the field that holds them.
 pub(super) struct Labelled<'a> {
     pub(super) origin: Origin<'a>,
@@ -81,6 +89,16 @@ impl<'a> Index<'a> {
         let Found { namespaces, services, service_entries, gateways, labelled, owners, .. } = found;
         let mut workloads = workloads::all(&found.pods, &namespaces);
         let mut targets = target::Targets::new(&mut workloads, &services);
+        let service_entries = service_entries.into_iter().map(|(name, item)| {
+            let selector = item.object.spec.workload_selector.as_ref().map(|selector| &selector.labels);
+            let reach = |labels| Reach { namespace: name.0, selector: Some(labels) };
+            let selected = selector.map(|labels| match labels.is_empty() {
+                true => 0,
+                false => targets.selected(reach(labels)).len(),
+            });
+            (name, Entered { object: item.object, origin: item.origin, selected })
+        });
+        let service_entries = service_entries.collect();
         let reach_of = |p: &'a Arc<PeerAuthentication>| Reach::of_authn(p, &settings.root_namespace);
         let own: Vec<_> = found.authn.iter().map(|(p, _)| targets.selected(reach_of(p))).collect();
         let authn: Vec<_> = found.authn.iter().map(|(p, _)| *p).collect();
@@ -174,7 +192,7 @@ struct Found<'a> {
     authn: Vec<(&'a Arc<PeerAuthentication>, Origin<'a>)>,
     pods: Vec<(&'a objects::Pod, Labelled<'a>)>,
     services: HashMap<Name<'a>, Item<'a, objects::Service>>,
-    service_entries: HashMap<Name<'a>, &'a objects::Metadata>,
+    service_entries: HashMap<Name<'a>, Item<'a, objects::ServiceEntry>>,
     gateways: HashMap<Name<'a>, String>,
     labelled: Vec<Labelled<'a>>,
     owners: Vec<Labelled<'a>>,
@@ -206,8 +224,12 @@ impl<'a> Found<'a> {
             Some(Object::Gateway(object)) => {
                 self.gateways.insert(name, object.spec.gateway_class_name.clone());
             }
-            Some(Object::EndpointSlice(_) | Object::Node(_) | Object::Pod(_)) => {}
-            None => self.take_foreign(entry, labelled),
+            Some(Object::ServiceEntry(object)) => {
+                self.service_entries.insert(name, Item { object, origin });
+                self.labelled.push(labelled);
+            }
+            Some(Object::EndpointSlice(_) | Object::Node(_) | Object::Pod(_) | Object::WorkloadEntry(_))
+            | None => {}
         }
     }
 
@@ -227,14 +249,6 @@ impl<'a> Found<'a> {
         self.labelled.push(labels());
         if field != own.field {
             self.owners.push(own);
-        }
-    }
-
-    fn take_foreign(&mut self, entry: &'a Entry, labelled: Labelled<'a>) {
-        let name = (labelled.origin.namespace, labelled.origin.name);
-        if foreign::is_service_entry(&entry.document) {
-            self.service_entries.insert(name, &entry.metadata);
-            self.labelled.push(labelled);
         }
     }
 }

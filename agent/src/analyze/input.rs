@@ -28,7 +28,7 @@ pub(super) struct File {
 pub(super) struct Entry {
     pub(super) document: Document,
     pub(super) metadata: Metadata,
-    /// What a Deployment or the like makes.
+    /// What a Deployment or the like makes, or what stands for a WorkloadEntry.
     template: Option<Pod>,
 }
 
@@ -43,8 +43,12 @@ impl Entry {
         if namespaced && metadata.namespace.is_empty() {
             metadata.namespace = "default".to_owned();
         }
-        let template =
-            foreign::template_field(&document).and_then(|_| foreign::templated_pod(&document, &metadata));
+        let template = match &document.object {
+            Some(Object::WorkloadEntry(entry)) => Some(foreign::pod_of_entry(entry)),
+            _ => {
+                foreign::template_field(&document).and_then(|_| foreign::templated_pod(&document, &metadata))
+            }
+        };
         Some(Self { document, metadata, template })
     }
 

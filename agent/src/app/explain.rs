@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::bpf::Kernel;
 use crate::cli::SameNode;
 use crate::identity::SpiffeId;
-use crate::model::{Snapshot, Waypoint, Workload};
+use crate::model::{Service, Snapshot, Waypoint, Workload};
 use crate::policy::Applicable;
 use crate::policy::evaluate::Question;
 use crate::policy::explain::{Considered, consider, demands_mtls};
@@ -102,15 +102,23 @@ impl<'a> Explainer<'a> {
     fn servers(&self, to: &str) -> Result<Vec<Server<'a>>, String> {
         if let Ok(address) = to.parse::<SocketAddr>() {
             if let Some(service) = self.snapshot.service_by_vip(address.ip()) {
-                return self.endpoints(&service.namespace, &service.name, address.port());
+                return match service.passthrough && service.waypoint.is_none() {
+                    true => Ok(vec![self.server(address, format!(" (for {})", service.full_name()))]),
+                    false => self.behind(service, address.port()),
+                };
             }
             return Ok(vec![self.server(address, String::new())]);
         }
-        let wrong =
-            || format!("to: {to:?}: write namespace/pod:port, namespace/service:port or address:port");
+        let wrong = || {
+            format!("to: {to:?}: write namespace/pod:port, namespace/service:port, host:port or address:port")
+        };
         let (name, port) = to.rsplit_once(':').ok_or_else(wrong)?;
         let port: u16 = port.parse().map_err(|_| wrong())?;
-        let (namespace, short) = name.split_once('/').ok_or_else(wrong)?;
+        let Some((namespace, short)) = name.split_once('/') else {
+            let mut named = self.snapshot.mesh.services.iter().filter(|service| service.hostname == name);
+            let service = named.next().ok_or_else(|| format!("to: no service has the host name {name}"))?;
+            return self.behind(service, port);
+        };
         match self.pod(name).and_then(|pod| pod.addresses.first()) {
             Some(ip) => Ok(vec![self.server(SocketAddr::new(*ip, port), String::new())]),
             None => self.endpoints(namespace, short, port),
@@ -122,6 +130,11 @@ impl<'a> Explainer<'a> {
         let service = services.iter().find(|s| s.namespace == namespace && s.name == name);
         let service =
             service.ok_or_else(|| format!("to: this node knows no pod and no service {namespace}/{name}"))?;
+        self.behind(service, port)
+    }
+
+    fn behind(&self, service: &Service, port: u16) -> Result<Vec<Server<'a>>, String> {
+        let (namespace, name) = (&service.namespace, &service.name);
         let served = service.ports.iter().find(|p| p.port == port);
         let served =
             served.ok_or_else(|| format!("to: service {namespace}/{name} has no TCP port {port}"))?;
@@ -137,6 +150,13 @@ impl<'a> Explainer<'a> {
                 servers.push(server);
             }
         }
+        let waypoint = self.snapshot.waypoint(service.waypoint);
+        if let (true, Some(_), Some(vip)) = (servers.is_empty(), waypoint, service.vips.first()) {
+            // It is not asked for endpoints.
+            let address = SocketAddr::new(*vip, port);
+            let server = self.server(address, format!(" (for {namespace}/{name}:{port})"));
+            return Ok(vec![Server { waypoint, ..server }]);
+        }
         if servers.is_empty() && service.choice.balancing.is_strict() {
             return Err(format!(
                 "service {namespace}/{name} takes endpoints of this node only (internalTrafficPolicy: Local), and {} has none \
@@ -144,9 +164,16 @@ impl<'a> Explainer<'a> {
                 self.snapshot.mesh.settings.node
             ));
         }
-        if servers.is_empty() {
+        if service.passthrough {
             return Err(format!(
-                "service {namespace}/{name} has no ready endpoint: connections to it are refused"
+                "service {namespace}/{name} has resolution NONE: connections go where they are addressed to; ask for address:port"
+            ));
+        }
+        if servers.is_empty() {
+            let notes = service.notes.join("; ");
+            let why = if notes.is_empty() { String::new() } else { format!(" ({notes})") };
+            return Err(format!(
+                "service {namespace}/{name} has no ready endpoint{why}: connections to it are refused"
             ));
         }
         Ok(servers)

@@ -17,6 +17,7 @@ use folder::Folder;
 
 mod claims;
 mod document;
+mod entries;
 mod file;
 mod folder;
 mod names;

@@ -14,6 +14,13 @@ macro_rules! object {
     };
 }
 
+mod entries;
+
+pub use entries::{
+    EntryEndpoint, EntryLocation, EntryPort, EntrySelector, HostAddress, Resolution, ServiceEntry,
+    ServiceEntrySpec, ServiceEntryStatus, WorkloadEntry,
+};
+
 object! {
     /// `metadata`.
     Metadata {

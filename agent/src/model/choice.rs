@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Addresses, Service, ServicePort, Settings, Workload, World};
+use crate::control::Kind;
 use crate::control::objects::EndpointSlice;
 
 mod place;
@@ -136,11 +137,13 @@ pub(super) fn resolve(
 ) {
     let mut surroundings = None;
     for service in services {
-        let object = world.services.get(&(service.namespace.clone(), service.name.clone()));
-        if let Some(object) = object {
-            let home = world.namespaces.get(&(String::new(), service.namespace.clone()));
-            service.choice = wish::choice(object, home.map(AsRef::as_ref));
+        let key = (service.namespace.clone(), service.name.clone());
+        let home = world.namespaces.get(&(String::new(), service.namespace.clone())).map(AsRef::as_ref);
+        service.choice = match service.kind {
+            Kind::ServiceEntry => world.service_entries.get(&key).map(|entry| wish::of_entry(entry, home)),
+            _ => world.services.get(&key).map(|object| wish::choice(object, home)),
         }
+        .unwrap_or_default();
         let draining = service.ports.iter().any(|port| !port.draining.is_empty());
         if service.choice.balancing == Balancing::Any && !draining {
             continue;
@@ -154,8 +157,7 @@ pub(super) fn resolve(
 /// Where everything is.
 struct Surroundings<'a> {
     own: Place<'a>,
-    nodes: HashMap<&'a str, Place<'a>>,
-    endpoints: HashMap<IpAddr, &'a str>,
+    endpoints: HashMap<IpAddr, Place<'a>>,
 }
 
 impl<'a> Surroundings<'a> {
@@ -168,16 +170,13 @@ impl<'a> Surroundings<'a> {
         let nodes = world.nodes.values().map(|node| (node.metadata.name.as_str(), Place::of(node)));
         let nodes: HashMap<_, _> = nodes.collect();
         let unknown = Place { node: &settings.node, ..Place::default() };
-        Self {
-            own: nodes.get(settings.node.as_str()).copied().unwrap_or(unknown),
-            nodes,
-            endpoints: whereabouts(world.endpoint_slices.values().map(AsRef::as_ref), workloads, addresses),
-        }
+        let own = nodes.get(settings.node.as_str()).copied().unwrap_or(unknown);
+        let slices = world.endpoint_slices.values().map(AsRef::as_ref);
+        Self { own, endpoints: whereabouts(&nodes, slices, workloads, addresses) }
     }
 
     fn place(&self, end: &SocketAddr) -> Place<'a> {
-        let node = self.endpoints.get(&end.ip()).copied().unwrap_or_default();
-        self.nodes.get(node).copied().unwrap_or(Place { node, ..Place::default() })
+        self.endpoints.get(&end.ip()).copied().unwrap_or_default()
     }
 
     fn settle(&self, service: &mut Service) {
@@ -216,23 +215,29 @@ fn use_draining(port: &mut ServicePort) {
     port.endpoints.dedup();
 }
 
-/// The node of each address: the pod's that has it, else what a slice says.
+/// Where each address is: at the node of the pod that has it, where its entry says, else where a slice says.
 fn whereabouts<'a>(
+    nodes: &HashMap<&'a str, Place<'a>>,
     slices: impl Iterator<Item = &'a EndpointSlice>,
     workloads: &'a [Workload],
     addresses: &Addresses,
-) -> HashMap<IpAddr, &'a str> {
+) -> HashMap<IpAddr, Place<'a>> {
     let mut found = HashMap::new();
+    let at = |node: &'a str| nodes.get(node).copied().unwrap_or(Place { node, ..Place::default() });
+    let of = |workload: &'a Workload| match workload.locality.as_str() {
+        "" => at(&workload.node),
+        locality => Place::at(locality),
+    };
     for workload in workloads {
-        found.extend(workload.addresses.iter().map(|ip| (*ip, workload.node.as_str())));
+        found.extend(workload.addresses.iter().map(|ip| (*ip, of(workload))));
     }
     for (ip, n) in &addresses.pods {
-        found.extend(workloads.get(*n).map(|workload| (*ip, workload.node.as_str())));
+        found.extend(workloads.get(*n).map(|workload| (*ip, of(workload))));
     }
     for endpoint in slices.flat_map(|slice| &slice.endpoints) {
         let Some(node) = endpoint.node_name.as_deref() else { continue };
         for ip in endpoint.addresses.iter().filter_map(|text| text.parse().ok()) {
-            found.entry(ip).or_insert(node);
+            found.entry(ip).or_insert_with(|| at(node));
         }
     }
     found

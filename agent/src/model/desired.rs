@@ -67,17 +67,20 @@ fn add_workloads(maps: &mut Desired, mesh: &Mesh, compiled: &Compiled, serving: 
 }
 
 fn add_services(maps: &mut Desired, mesh: &Mesh, interner: &mut Interner) {
-    for service in mesh.services.iter() {
+    let led = |service: &&super::Service| !service.passthrough || service.waypoint.is_some();
+    let mut services: Vec<_> = mesh.services.iter().filter(led).collect();
+    services.sort_by_key(|service| service.precedence());
+    for service in services {
         for (vip, port) in service.vips.iter().flat_map(|vip| service.ports.iter().map(move |p| (vip, p))) {
             let key = ServiceKey { vip: Endpoint::new((*vip).into(), port.port) };
             if maps.services.contains_key(&key) {
-                // Two services claim the address: the first by name keeps it, whatever the order of events.
+                // Two services claim the address: the first keeps it, whatever the order of events.
                 continue;
             }
             let id = interner.service(key);
             let affinity = service.choice.affinity.unwrap_or(0);
             let mut backends = 0;
-            for backend in port.preferred(vip.is_ipv4()).map(Endpoint::from) {
+            for backend in port.slots(vip.is_ipv4()).map(Endpoint::from) {
                 maps.backends.insert(BackendKey { service: id, slot: backends }, backend);
                 backends += 1;
                 if affinity != 0 {

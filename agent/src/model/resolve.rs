@@ -4,7 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::entry::Entries;
+use super::service_entry::{self, Owned};
 use super::{Addresses, Service, Settings, Topology, Workload, World, choice, waypoint, workload};
+use crate::control::Kind;
 use crate::control::objects::{EndpointSlice, ServiceType};
 use crate::identity::SpiffeId;
 
@@ -13,6 +16,7 @@ const SLICE_LABEL: &str = "kubernetes.io/service-name";
 pub(super) fn topology(world: &World, settings: &Settings) -> Topology {
     let mut workloads = workloads(world, settings);
     let mut services = services(world, settings, &mut workloads);
+    add_service_entries(world, settings, &mut workloads, &mut services);
     let addresses = Addresses { pods: by_address(&workloads), vips: by_vip(&services) };
     choice::resolve(world, settings, &workloads, &addresses, &mut services);
     let waypoints = waypoint::resolve(world, &mut workloads, &mut services, &addresses);
@@ -26,7 +30,7 @@ pub(super) fn topology(world: &World, settings: &Settings) -> Topology {
 
 /// While a pod ends its successor may have its address already: the one that stays wins, and else the younger one, since an
 /// address is given again only when its last owner's network is gone. Pods in the node's network namespace have no address of
-/// their own.
+/// their own. An entry that has a pod's address is the pod.
 fn by_address(workloads: &[Workload]) -> HashMap<IpAddr, usize> {
     let mut index: HashMap<IpAddr, usize> = HashMap::with_capacity(workloads.len());
     for (n, workload) in workloads.iter().enumerate().filter(|(_, w)| !w.host_network) {
@@ -40,15 +44,19 @@ fn by_address(workloads: &[Workload]) -> HashMap<IpAddr, usize> {
     index
 }
 
-fn claim(workload: &Workload) -> (bool, &str) {
-    (!workload.terminating, &workload.created)
+fn claim(workload: &Workload) -> (bool, bool, bool, &str) {
+    let pod = workload.kind == Kind::Pod;
+    (pod, !pod && workload.enrolled, !workload.terminating, &workload.created)
 }
 
 fn by_vip(services: &[Service]) -> HashMap<IpAddr, usize> {
-    let mut index = HashMap::with_capacity(services.len());
+    let mut index: HashMap<IpAddr, usize> = HashMap::with_capacity(services.len());
     for (n, service) in services.iter().enumerate() {
         for vip in &service.vips {
-            index.entry(*vip).or_insert(n);
+            let taken = index.get(vip).and_then(|old| services.get(*old));
+            if taken.is_none_or(|old| service.precedence() < old.precedence()) {
+                index.insert(*vip, n);
+            }
         }
     }
     index
@@ -73,7 +81,17 @@ fn workloads(world: &World, settings: &Settings) -> Vec<Workload> {
         }
         workload
     };
-    resolved.map(unique).collect()
+    let entries = Entries::new(world, settings);
+    let others = world.workload_entries.values().map(|entry| entries.workload(entry));
+    in_order(resolved.chain(others).map(unique).collect(), !world.workload_entries.is_empty())
+}
+
+/// By namespace and name. Pods alone are in order already.
+fn in_order(mut workloads: Vec<Workload>, mixed: bool) -> Vec<Workload> {
+    if mixed {
+        workloads.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    }
+    workloads
 }
 
 fn services(world: &World, settings: &Settings, workloads: &mut [Workload]) -> Vec<Service> {
@@ -97,6 +115,43 @@ fn services(world: &World, settings: &Settings, workloads: &mut [Workload]) -> V
             Service::new(service, &settings.cluster_domain, pods, slices)
         })
         .collect()
+}
+
+/// The services that are ServiceEntries, and their endpoints.
+fn add_service_entries(
+    world: &World,
+    settings: &Settings,
+    workloads: &mut Vec<Workload>,
+    services: &mut Vec<Service>,
+) {
+    if world.service_entries.is_empty() {
+        return;
+    }
+    let (owned, mut notes) = service_entry::owners(world, services);
+    let entries = Entries::new(world, settings);
+    let mut endpoints: Vec<Vec<Workload>> =
+        owned.iter().map(|Owned { entry, hosts }| entries.endpoints(entry, hosts)).collect();
+    let mut members: HashMap<String, Vec<&mut Workload>> = HashMap::new();
+    for workload in workloads.iter_mut() {
+        members.entry(workload.namespace.clone()).or_default().push(workload);
+    }
+    for (owned, own) in owned.iter().zip(&mut endpoints) {
+        let namespace = owned.entry.metadata.namespace.as_str();
+        let mut own: Vec<&mut Workload> = own.iter_mut().collect();
+        let members = match service_entry::selects(owned.entry) {
+            true => members.get_mut(namespace).map_or(&mut [][..], |members| &mut members[..]),
+            false => &mut own[..],
+        };
+        for host in &owned.hosts {
+            let mut service = Service::of_entry(owned, host, members);
+            service.notes.extend(notes.remove(&(namespace, *host)).unwrap_or_default());
+            services.push(service);
+        }
+    }
+    drop(members);
+    workloads.extend(endpoints.into_iter().flatten());
+    *workloads = in_order(std::mem::take(workloads), true);
+    services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
 }
 
 #[cfg(test)]

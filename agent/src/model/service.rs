@@ -1,22 +1,33 @@
 //! Services and who is behind them.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Choice, Workload};
+use crate::control::Kind;
 use crate::control::objects::{self, AddressType, EndpointSlice, Protocol, SliceConditions, TargetPort};
 use crate::policy::matches_labels;
 
-/// A Service.
+/// The most slots that the weights of a port's endpoints are spread over.
+const MAX_SLOTS: u64 = 256;
+
+/// A Service, or a host of a ServiceEntry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
+    /// `Service` or `ServiceEntry`.
+    pub kind: Kind,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// `name.namespace.svc.<domain>`.
+    /// `name.namespace.svc.<domain>`; of a ServiceEntry, the host. Hosts of one ServiceEntry share its name.
     pub hostname: String,
     /// Virtual addresses; none when it is headless.
     pub vips: Vec<IpAddr>,
+    /// `metadata.creationTimestamp` (RFC 3339, UTC: text sorts as time does); empty when the source gives none.
+    pub created: String,
+    /// Connections go where they are addressed to (`resolution: NONE`).
+    pub passthrough: bool,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
     /// How many pods it has that could serve it, ready or not.
@@ -27,6 +38,8 @@ pub struct Service {
     pub waypoint: Option<usize>,
     /// Which of its endpoints are used from this node.
     pub choice: Choice,
+    /// What of it is not as it was meant to be.
+    pub notes: Vec<String>,
 }
 
 /// A port of a Service.
@@ -44,12 +57,54 @@ pub struct ServicePort {
     pub(super) ranks: Vec<u8>,
     /// Endpoints that end but still answer, in a stable order. They are among `endpoints` when none is ready.
     pub draining: Vec<SocketAddr>,
+    /// How often an endpoint is there in the kernel's table, where that is more than once.
+    pub(super) weights: BTreeMap<SocketAddr, u32>,
+}
+
+impl ServicePort {
+    /// The endpoints of a family that this node's pods use now, each as often as its weight says.
+    pub fn slots(&self, ipv4: bool) -> impl Iterator<Item = SocketAddr> {
+        let weight = |end: &SocketAddr| self.weights.get(end).map_or(1, |n| *n as usize);
+        self.preferred(ipv4).flat_map(move |end| std::iter::repeat_n(end, weight(&end)))
+    }
+
+    fn ends(&mut self, ready: bool) -> &mut Vec<SocketAddr> {
+        if ready { &mut self.endpoints } else { &mut self.draining }
+    }
+
+    /// Makes the weights as small as they can be.
+    fn spread(&mut self) {
+        if self.weights.is_empty() {
+            return;
+        }
+        let weight = |end: &SocketAddr| u64::from(self.weights.get(end).map_or(1, |n| *n));
+        let all: u64 = self.endpoints.iter().map(weight).sum();
+        let common = self.endpoints.iter().map(weight).fold(0, gcd).max(1);
+        let scale = |weight: u64| match all / common {
+            slots if slots > MAX_SLOTS => weight * MAX_SLOTS / all,
+            _ => weight / common,
+        };
+        let spread = self.endpoints.iter().map(|end| (*end, scale(weight(end)) as u32));
+        self.weights = spread.filter(|(_, n)| *n > 1).collect();
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 impl Service {
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Where two have the same address, the first in this order has it: Services, then the oldest.
+    pub(super) fn precedence(&self) -> (bool, &str) {
+        match self.kind {
+            Kind::ServiceEntry => (true, &self.created),
+            _ => (false, ""),
+        }
     }
 
     /// A Service that `pods` (of its namespace) may serve, or `slices` that name it.
@@ -61,48 +116,70 @@ impl Service {
     ) -> Self {
         let objects::Metadata { namespace, name, .. } = &service.metadata;
         let mut resolved = Self {
+            kind: Kind::Service,
             namespace: namespace.clone(),
             name: name.clone(),
             hostname: format!("{name}.{namespace}.svc.{cluster_domain}"),
             vips: vips(service),
             ports: ports(service),
+            created: service.metadata.creation_timestamp.clone().unwrap_or_default(),
+            passthrough: false,
             backing: 0,
             serving: 0,
             waypoint: None,
             choice: Choice::default(),
+            notes: Vec::new(),
         };
         if service.spec.selector.is_empty() {
             slices.iter().for_each(|slice| resolved.add_slice(service, slice));
         } else {
             pods.iter_mut().for_each(|pod| resolved.add_pod(service, pod));
         }
-        for port in &mut resolved.ports {
+        resolved.settle();
+        resolved
+    }
+
+    /// Puts the endpoints in order.
+    pub(super) fn settle(&mut self) {
+        for port in &mut self.ports {
             for ends in [&mut port.endpoints, &mut port.draining] {
                 ends.sort_unstable();
                 ends.dedup();
             }
+            port.spread();
         }
-        resolved
+        self.notes.sort_unstable();
+        self.notes.dedup();
     }
 
     fn add_pod(&mut self, service: &objects::Service, pod: &mut Workload) {
-        if !matches_labels(&service.spec.selector, &pod.labels) {
-            return;
+        if matches_labels(&service.spec.selector, &pod.labels) {
+            self.add_member(pod, service.spec.publish_not_ready_addresses);
         }
-        pod.services.push(format!("{}/{}", self.namespace, self.name));
+    }
+
+    /// A workload that is meant to serve it; `unready`: even when it is not ready.
+    pub(super) fn add_member(&mut self, member: &mut Workload, unready: bool) {
+        let name = self.full_name();
+        if member.services.last() != Some(&name) {
+            member.services.push(name);
+        }
+        if !member.trouble.is_empty() {
+            self.notes.push(member.trouble.clone());
+        }
         self.backing += 1;
-        let ready = pod.ready || service.spec.publish_not_ready_addresses;
-        if !ready && !pod.draining {
+        let ready = member.ready || unready;
+        if (!ready && !member.draining) || member.addresses.is_empty() {
             return;
         }
         self.serving += usize::from(ready);
         for port in &mut self.ports {
-            let target = match &port.target {
-                TargetPort::Number(number) => Some(*number),
-                TargetPort::Name(name) => pod.ports.get(name).copied(),
-            };
-            if let Some(target) = target {
-                port.ends(ready).extend(pod.addresses.iter().map(|ip| SocketAddr::new(*ip, target)));
+            let Some(target) = target(self.kind, port, member) else { continue };
+            for end in member.addresses.iter().map(|ip| SocketAddr::new(*ip, target)) {
+                port.ends(ready).push(end);
+                if member.weight > 1 {
+                    port.weights.insert(end, member.weight);
+                }
             }
         }
     }
@@ -138,9 +215,16 @@ impl Service {
     }
 }
 
-impl ServicePort {
-    fn ends(&mut self, ready: bool) -> &mut Vec<SocketAddr> {
-        if ready { &mut self.endpoints } else { &mut self.draining }
+/// The port of `member` behind `port`. Services call ports of pods by their target's name; ServiceEntries, and what is no pod, by
+/// the name of the service's port.
+fn target(of: Kind, port: &ServicePort, member: &Workload) -> Option<u16> {
+    match &port.target {
+        TargetPort::Name(name) => member.ports.get(name).copied(),
+        TargetPort::Number(number) => {
+            let by_name = of == Kind::ServiceEntry || member.kind != Kind::Pod;
+            let named = member.ports.get(&port.name).filter(|_| by_name && !port.name.is_empty());
+            Some(named.copied().unwrap_or(*number))
+        }
     }
 }
 
@@ -170,6 +254,7 @@ fn ports(service: &objects::Service) -> Vec<ServicePort> {
         endpoints: Vec::new(),
         ranks: Vec::new(),
         draining: Vec::new(),
+        weights: BTreeMap::new(),
     })
     .collect()
 }

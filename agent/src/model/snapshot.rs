@@ -8,6 +8,7 @@ use culvert_common::{Decision, Reason};
 use serde::Serialize;
 
 use super::{Mesh, Service, Waypoint, Workload};
+use crate::control::Kind;
 use crate::identity::SpiffeId;
 use crate::policy::{Action, Compiled, Finding, Scope};
 
@@ -79,7 +80,7 @@ impl Snapshot {
         self.workload_by_ip(address).is_none_or(|owner| owner.identity.to_string() != proven)
     }
 
-    /// A row for every pod.
+    /// A row for every workload.
     pub fn workload_rows(&self) -> Vec<WorkloadRow> {
         let row = |w: &Workload| WorkloadRow::new(w, self.waypoint_shown(w.waypoint, &w.namespace));
         self.mesh.workloads.iter().map(row).collect()
@@ -130,11 +131,13 @@ impl Snapshot {
 pub struct WorkloadRow {
     /// Its namespace.
     pub namespace: String,
-    /// The pod's name.
+    /// The object's name.
     pub name: String,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Its node.
+    /// `Pod`, `WorkloadEntry` or `ServiceEntry`.
+    pub kind: Kind,
+    /// Its addresses; the name that DNS is asked for, where it has none yet.
+    pub addresses: Vec<String>,
+    /// Its node; empty when it has none in this cluster.
     pub node: String,
     /// The waypoint of its own addresses (`namespace/name` when in another namespace), or `None`.
     pub waypoint: String,
@@ -154,7 +157,8 @@ impl WorkloadRow {
         Self {
             namespace: workload.namespace.clone(),
             name: workload.name.clone(),
-            addresses: workload.addresses.clone(),
+            kind: workload.kind,
+            addresses: shown(workload),
             node: workload.node.clone(),
             waypoint,
             protocol: if workload.enrolled { "HBONE" } else { "TCP" },
@@ -162,6 +166,13 @@ impl WorkloadRow {
             service_account: workload.service_account.clone(),
             identity: if workload.enrolled { workload.identity.to_string() } else { String::new() },
         }
+    }
+}
+
+fn shown(workload: &Workload) -> Vec<String> {
+    match workload.addresses.is_empty() && !workload.location.is_empty() {
+        true => vec![workload.location.clone()],
+        false => workload.addresses.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -178,6 +189,10 @@ pub struct ServiceRow {
     pub waypoint: String,
     /// Those that serve, of those that could: `2/2`.
     pub endpoints: String,
+    /// The name that it is known by.
+    pub hostname: String,
+    /// `Service` or `ServiceEntry`.
+    pub kind: Kind,
     /// How endpoints are chosen: `Any`, `PreferSameZone`, `PreferSameNode` or `Local`.
     pub load_balancing: &'static str,
     /// How many of the endpoints this node's pods use, and why: `1/3 same zone`; `all`.
@@ -186,7 +201,7 @@ pub struct ServiceRow {
     pub preferred_endpoints: Vec<SocketAddr>,
     /// `None`, or `ClientIP` and for how long: `ClientIP 10800s`.
     pub affinity: String,
-    /// Values that have no effect.
+    /// What of it is not as it was meant to be, and values that have no effect.
     pub notes: Vec<String>,
 }
 
@@ -198,6 +213,8 @@ impl ServiceRow {
             vips: service.vips.clone(),
             waypoint,
             endpoints: format!("{}/{}", service.serving, service.backing),
+            hostname: service.hostname.clone(),
+            kind: service.kind,
             load_balancing: service.choice.balancing.as_str(),
             preferred: service.preference(),
             preferred_endpoints: service.preferred_endpoints(),
@@ -205,7 +222,12 @@ impl ServiceRow {
                 .choice
                 .affinity
                 .map_or_else(|| "None".to_owned(), |seconds| format!("ClientIP {seconds}s")),
-            notes: service.choice.notes.iter().map(ToString::to_string).collect(),
+            notes: service
+                .notes
+                .iter()
+                .cloned()
+                .chain(service.choice.notes.iter().map(ToString::to_string))
+                .collect(),
         }
     }
 }

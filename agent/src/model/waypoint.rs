@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Addresses, Service, Workload, World};
+use crate::control::Kind;
 use crate::control::objects::{FromNamespaces, Gateway, Listener, Namespace};
 use crate::identity::SpiffeId;
 
@@ -100,11 +101,16 @@ pub(super) fn resolve(
     }
     let finder = Finder { world, places, waypoints: &waypoints };
     for workload in workloads.iter_mut().filter(|w| !w.labels.contains_key(GATEWAY_NAME)) {
-        workload.waypoint = finder.find(&workload.labels, &workload.namespace, |w| w.workloads);
+        let labels = workload.waypoint_labels.as_ref().unwrap_or(&workload.labels);
+        workload.waypoint = finder.find(labels, &workload.namespace, |w| w.workloads);
     }
     for service in services.iter_mut() {
-        let object = world.services.get(&(service.namespace.clone(), service.name.clone()));
-        let Some(labels) = object.map(|o| &o.metadata.labels) else { continue };
+        let key = (service.namespace.clone(), service.name.clone());
+        let object = match service.kind {
+            Kind::ServiceEntry => world.service_entries.get(&key).map(|o| &o.metadata),
+            _ => world.services.get(&key).map(|o| &o.metadata),
+        };
+        let Some(labels) = object.map(|meta| &meta.labels) else { continue };
         if !labels.contains_key(MANAGED) && !labels.contains_key(GATEWAY_NAME) {
             service.waypoint = finder.find(labels, &service.namespace, |w| w.services);
         }

@@ -1,10 +1,11 @@
-//! Pods, as the mesh sees them.
+//! Pods, as the mesh sees them; and what else can be a workload.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::owner::owner;
-use crate::control::objects::{ContainerPort, Namespace, Phase, Pod, Protocol};
+use crate::control::Kind;
+use crate::control::objects::{ContainerPort, Metadata, Namespace, Phase, Pod, Protocol};
 use crate::identity::SpiffeId;
 
 /// `ambient` and `none` are its values.
@@ -16,21 +17,30 @@ pub(crate) const SIDECAR_ANNOTATION: &str = "sidecar.istio.io/status";
 /// Namespaces whose pods are never enrolled, as istio-cni has it by default.
 const EXCLUDED_NAMESPACES: &[&str] = &["kube-system"];
 
-/// A pod with an address.
+/// A pod with an address, a WorkloadEntry, or an endpoint of a ServiceEntry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Workload {
-    /// The pod's uid, or `namespace/name` when the source gives none.
+    /// `Pod`, `WorkloadEntry` or `ServiceEntry`.
+    pub kind: Kind,
+    /// The pod's uid, or `namespace/name` when the source gives none; for others, as istiod has it
+    /// (`cluster/networking.istio.io/WorkloadEntry/namespace/name`).
     pub uid: String,
     /// Its namespace.
     pub namespace: String,
-    /// The pod's name.
+    /// The object's name.
     pub name: String,
     /// `default` when the pod names none.
     pub service_account: String,
     /// Empty: not scheduled.
     pub node: String,
-    /// At most one of each family, in the order of `status.podIPs`.
+    /// Of a pod, at most one of each family, in the order of `status.podIPs`; of others none or more.
     pub addresses: Vec<IpAddr>,
+    /// What an entry has in its field `address`; empty for pods.
+    pub location: String,
+    /// Why an entry's addresses are not all that could be known; empty: they are.
+    pub trouble: String,
+    /// Its share of a service's connections, beside the others; 1 unless its object says more.
+    pub weight: u32,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Label `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, else the name.
@@ -47,6 +57,8 @@ pub struct Workload {
     pub terminating: bool,
     /// It is being deleted, and still answers.
     pub draining: bool,
+    /// `region/zone/subzone` of an entry; empty: that of its node.
+    pub locality: String,
     /// `metadata.creationTimestamp` (RFC 3339, UTC: text sorts as time does); empty when the source gives none.
     pub created: String,
     /// Its object says that somebody redirects it already (`ambient.istio.io/redirection: enabled`).
@@ -58,11 +70,13 @@ pub struct Workload {
     pub native_tunnel: bool,
     /// Where connections to its own addresses go first: its place in [`super::Mesh::waypoints`].
     pub waypoint: Option<usize>,
+    /// The labels that decide on its waypoint, where those are not `labels`.
+    pub(super) waypoint_labels: Option<BTreeMap<String, String>>,
     /// Who it is when it is enrolled.
     pub identity: SpiffeId,
     /// The services that it backs, as `namespace/name`.
     pub services: Vec<String>,
-    /// Named TCP ports.
+    /// TCP ports by their names.
     pub(super) ports: BTreeMap<String, u16>,
 }
 
@@ -74,7 +88,7 @@ impl Workload {
 
     /// Whether its node's agent is to lead its connections through the mesh.
     pub fn is_captured(&self) -> bool {
-        self.enrolled && !self.native_tunnel
+        self.enrolled && !self.native_tunnel && self.kind == Kind::Pod
     }
 
     /// `None` for pods without an address and those that are over.
@@ -86,33 +100,34 @@ impl Workload {
         }
         let uid =
             if meta.uid.is_empty() { format!("{}/{}", meta.namespace, meta.name) } else { meta.uid.clone() };
-        let label = |keys: [&str; 3], other: &str| {
-            keys.iter().find_map(|key| meta.labels.get(*key)).map_or(other, String::as_str).to_owned()
-        };
+        let (app, version) = canonical(meta);
         let terminating = meta.deletion_timestamp.is_some();
         Some(Self {
+            kind: Kind::Pod,
             uid,
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
             service_account: service_account(pod).to_owned(),
             node: pod.spec.node_name.clone(),
             addresses,
+            location: String::new(),
+            trouble: String::new(),
+            weight: 1,
             owner: owner(pod),
-            app: label(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"], &meta.name),
-            version: label(
-                ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"],
-                "latest",
-            ),
+            app,
+            version,
             labels: meta.labels.clone(),
             host_network: pod.spec.host_network,
             ready: ready(pod) && !terminating,
             terminating,
             draining: ready(pod) && terminating,
+            locality: String::new(),
             created: meta.creation_timestamp.clone().unwrap_or_default(),
-            redirected: meta.annotations.get(REDIRECTION_ANNOTATION).is_some_and(|value| value == "enabled"),
+            redirected: is_redirected(meta),
             enrolled: enrolled(pod, namespace) || native_tunnel(pod),
             native_tunnel: native_tunnel(pod),
             waypoint: None,
+            waypoint_labels: None,
             identity,
             services: Vec::new(),
             ports: named_ports(pod),
@@ -143,7 +158,28 @@ pub(crate) fn enrolled(pod: &Pod, namespace: Option<&Namespace>) -> bool {
 
 /// istiod's `tunnel_protocol` and `native_tunnel`.
 fn native_tunnel(pod: &Pod) -> bool {
-    !pod.spec.host_network && pod.metadata.labels.get(TUNNEL_LABEL).is_some_and(|value| value == "http")
+    !pod.spec.host_network && has_tunnel_label(&pod.metadata)
+}
+
+/// Whether the object says that it speaks HBONE by itself.
+pub(crate) fn has_tunnel_label(meta: &Metadata) -> bool {
+    meta.labels.get(TUNNEL_LABEL).is_some_and(|value| value == "http")
+}
+
+/// Whether the object says that somebody leads its connections through the mesh.
+pub(crate) fn is_redirected(meta: &Metadata) -> bool {
+    meta.annotations.get(REDIRECTION_ANNOTATION).is_some_and(|value| value == "enabled")
+}
+
+/// The app that an object is a part of, and its version (istiod's `CanonicalService`).
+pub(super) fn canonical(meta: &Metadata) -> (String, String) {
+    let label = |keys: [&str; 3], other: &str| {
+        keys.iter().find_map(|key| meta.labels.get(*key)).map_or(other, String::as_str).to_owned()
+    };
+    (
+        label(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"], &meta.name),
+        label(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"], "latest"),
+    )
 }
 
 fn addresses(pod: &Pod) -> Vec<IpAddr> {

@@ -108,6 +108,7 @@ impl Agent {
         let mut command = Command::new(binary);
         command.arg("agent").args(["--node", node, "--instance", instance]);
         command.arg("--manifests").arg(dir.join("manifests"));
+        command.arg("--resolv-conf").arg(dir.join("resolv.conf"));
         if !extra.iter().any(|arg| arg.starts_with("--ca-address")) {
             command.arg("--ca-dir").arg(dir.join("ca"));
         }

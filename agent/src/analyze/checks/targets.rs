@@ -48,7 +48,7 @@ fn without_waypoint(
     let name = (policy.origin.namespace, target.name.as_str());
     let own = match target.kind.as_str() {
         "Service" => &index.services.get(&name)?.object.metadata.labels,
-        "ServiceEntry" => &index.service_entries.get(&name)?.labels,
+        "ServiceEntry" => &index.service_entries.get(&name)?.object.metadata.labels,
         _ => return None,
     };
     let inherited = || index.namespaces.get(name.0).and_then(|n| chosen(&n.object.metadata.labels, name.0));

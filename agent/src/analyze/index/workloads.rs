@@ -1,4 +1,4 @@
-//! The pods of the input, and those that its Deployments and the like would make.
+//! The pods of the input, those that its Deployments and the like would make, and its WorkloadEntries.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -46,12 +46,20 @@ pub(super) fn all<'a>(
         pod,
         origin: labelled.origin,
         labels_field: labelled.field,
-        enrolment: enrolment(pod, namespaces.get(labelled.namespace).map(|item| item.object)),
+        enrolment: match labelled.origin.document.kind.as_str() {
+            "WorkloadEntry" if speaks_hbone(pod) => Enrolment::Itself,
+            "WorkloadEntry" => Enrolment::Outside,
+            _ => enrolment(pod, namespaces.get(labelled.namespace).map(|item| item.object)),
+        },
         services: Vec::new(),
         authn: None,
         strict: None,
     };
     pods.iter().map(workload).collect()
+}
+
+fn speaks_hbone(pod: &Pod) -> bool {
+    workload::has_tunnel_label(&pod.metadata) || workload::is_redirected(&pod.metadata)
 }
 
 fn enrolment(pod: &Pod, namespace: Option<&Namespace>) -> Enrolment {

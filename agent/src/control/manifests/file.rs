@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 
-use super::names;
 use super::stamp::Stamp;
+use super::{entries, names};
 use crate::control::objects::Metadata;
 use crate::control::yaml::{FieldError, Node, Value};
 use crate::control::{Kind, Object, Problem};
@@ -253,6 +253,16 @@ fn object(kind: Kind, node: &Node) -> Result<Object, FieldError> {
         Kind::Service => Object::Service(Arc::new(plain!(Service, kind, node))),
         Kind::Gateway => Object::Gateway(Arc::new(plain!(Gateway, kind, node))),
         Kind::ServiceAccount => Object::ServiceAccount(Arc::new(plain!(ServiceAccount, kind, node))),
+        Kind::ServiceEntry => {
+            let entry = plain!(ServiceEntry, kind, node);
+            entries::check_service(&entry).map_err(|(field, message)| at(node, field, message))?;
+            Object::ServiceEntry(Arc::new(entry))
+        }
+        Kind::WorkloadEntry => {
+            let entry = plain!(WorkloadEntry, kind, node);
+            entries::check_workload(&entry).map_err(|(field, message)| at(node, field, message))?;
+            Object::WorkloadEntry(Arc::new(entry))
+        }
     })
 }
 

@@ -42,6 +42,13 @@ impl<'a> Place<'a> {
         Self { region: label(REGION), zone: label(ZONE), subzone: label(SUBZONE), node: &node.metadata.name }
     }
 
+    /// What an Istio `locality` says: `region/zone/subzone`, of which the last may be missing.
+    pub(super) fn at(locality: &'a str) -> Self {
+        let mut parts = locality.split('/');
+        let mut next = || parts.next().unwrap_or_default();
+        Self { region: next(), zone: next(), subzone: next(), node: "" }
+    }
+
     fn part(&self, scope: Scope) -> &'a str {
         match scope {
             Scope::Region => self.region,

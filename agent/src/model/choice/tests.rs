@@ -388,3 +388,50 @@ fn the_reason_is_told_for_each_endpoint() {
         "1/1 place not known"
     );
 }
+
+#[test]
+fn entries_are_where_their_locality_says() {
+    let text = "
+{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {topology.kubernetes.io/region: r1, topology.kubernetes.io/zone: a}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: a, annotations: {networking.istio.io/traffic-distribution: PreferClose}}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: s, namespace: a}
+spec:
+  hosts: [s.example.com]
+  addresses: [10.96.0.1]
+  ports: [{number: 80, name: tcp, protocol: TCP}]
+  resolution: STATIC
+  endpoints:
+  - {address: 10.0.0.1, locality: r1/a/x, weight: 2}
+  - {address: 10.0.0.2, locality: r1/a}
+  - {address: 10.0.0.3, locality: r1/b}
+  - {address: 10.0.0.4}
+";
+    let service = |text: &str| {
+        let read = manifests::read_bytes(Path::new("test.yaml"), text.as_bytes()).expect("valid YAML");
+        assert!(read.problems.is_empty(), "{:?}", read.problems);
+        let mut world = World::default();
+        world.apply(read.valid.into_iter().filter_map(|d| d.object).map(Update::Upsert).collect());
+        world.resolve(&Settings { node: "n1".to_owned(), ..Settings::default() }).services[0].clone()
+    };
+    let slots = |service: &Service| service.ports[0].slots(true).map(last).collect::<Vec<u8>>();
+    let near = service(text);
+    assert_eq!(slots(&near), [1, 1, 2]);
+    assert_eq!(
+        near.explain_choice(&near.ports[0], near.ports[0].endpoints[2]),
+        "PreferSameZone: same region, not used while a better one is there"
+    );
+    assert_eq!(
+        slots(&service(
+            &text.replace(
+                "name: s,",
+                "name: s, annotations: {networking.istio.io/traffic-distribution: Any},"
+            )
+        )),
+        [1, 1, 2, 3, 4]
+    );
+    assert_eq!(slots(&service(&text.replace("zone: a}", "zone: c}"))), [1, 1, 2, 3], "the region");
+}

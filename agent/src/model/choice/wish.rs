@@ -7,7 +7,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Balancing, Choice};
-use crate::control::objects::{Namespace, Service};
+use crate::control::objects::{Namespace, Service, ServiceEntry};
 
 /// On a Service, or on its Namespace for all of its Services.
 const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
@@ -39,15 +39,33 @@ pub(super) fn choice(service: &Service, home: Option<&Namespace>) -> Choice {
     let balancing = match reader.local(service) {
         true => Balancing::Local,
         false => reader.distribution(service).unwrap_or_else(|| {
-            let mut theirs = home.map(Reader::of_namespace);
-            let inherited =
-                theirs.as_mut().zip(home).and_then(|(r, n)| r.annotation(&n.metadata.annotations));
-            reader.notes.extend(theirs.into_iter().flat_map(|r| r.notes));
+            let (inherited, notes) = inherited(home);
+            reader.notes.extend(notes);
             inherited.unwrap_or_default()
         }),
     };
     let affinity = reader.affinity(service);
     Choice { balancing, affinity, notes: reader.notes, ..Choice::default() }
+}
+
+/// The wishes of a ServiceEntry in its Namespace: annotations only, as istiod has it.
+pub(super) fn of_entry(entry: &ServiceEntry, home: Option<&Namespace>) -> Choice {
+    let ServiceEntry { metadata, .. } = entry;
+    let object = format!("ServiceEntry {}/{}", metadata.namespace, metadata.name);
+    let mut reader = Reader { object, notes: Vec::new() };
+    let balancing = reader.annotation(&metadata.annotations).or_else(|| {
+        let (inherited, notes) = inherited(home);
+        reader.notes.extend(notes);
+        inherited
+    });
+    Choice { balancing: balancing.unwrap_or_default(), notes: reader.notes, ..Choice::default() }
+}
+
+/// What the Namespace says for all in it.
+fn inherited(home: Option<&Namespace>) -> (Option<Balancing>, Vec<Note>) {
+    let Some(home) = home else { return (None, Vec::new()) };
+    let mut reader = Reader::of_namespace(home);
+    (reader.annotation(&home.metadata.annotations), reader.notes)
 }
 
 /// What has no effect in a Service by itself.

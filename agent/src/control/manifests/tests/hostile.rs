@@ -362,7 +362,7 @@ fn a_file_that_is_replaced_while_it_is_read_is_whole() {
                     Update::Upsert(object) => drop(world.insert(object.key())),
                     Update::Remove(object) => drop(world.remove(&object)),
                     Update::Report(report) => assert!(report.problems.is_empty(), "{report:?}"),
-                    Update::Synced => {}
+                    Update::Name(..) | Update::Synced => {}
                 }
             }
             assert_eq!(world.len(), 2000);
