@@ -208,6 +208,7 @@ fn settings(args: &AgentArgs) -> Settings {
         root_namespace: args.root_namespace.clone(),
         trust_domain_aliases: args.trust_domain_aliases.clone(),
         l7_deny: args.l7_deny,
+        auto_allow_waypoint: args.auto_allow_waypoint,
     }
 }
 

@@ -115,6 +115,10 @@ pub struct AgentArgs {
     /// such rules without effect, as Istio does
     #[arg(long, value_enum, default_value_t = L7Deny::FailSafe)]
     pub l7_deny: L7Deny,
+    /// Let every waypoint reach the workloads behind it, by a policy made for it (Istio's PILOT_AUTO_ALLOW_WAYPOINT_POLICY). Unless
+    /// there are other ALLOW policies, nothing else may then reach them
+    #[arg(long)]
+    pub auto_allow_waypoint: bool,
     /// DNS domain of the cluster
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,

@@ -206,7 +206,7 @@ impl<'a> Found<'a> {
             Some(Object::Gateway(object)) => {
                 self.gateways.insert(name, object.spec.gateway_class_name.clone());
             }
-            Some(Object::EndpointSlice(_) | Object::Node(_) | Object::Pod(_)) => {}
+            Some(Object::EndpointSlice(_) | Object::GatewayClass(_) | Object::Node(_) | Object::Pod(_)) => {}
             None => self.take_foreign(entry, labelled),
         }
     }

@@ -26,6 +26,7 @@ fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
             ("SERVICE VIP", "vips"),
             ("WAYPOINT", "waypoint"),
             ("ENDPOINTS", "endpoints"),
+            ("NOTE", "note"),
         ],
         "certificates" => &[
             ("IDENTITY", "identity"),

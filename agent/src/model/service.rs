@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Workload;
+use super::waypoint::{Canary, Unbound};
 use crate::control::objects::{self, AddressType, EndpointSlice, Protocol, TargetPort};
 use crate::policy::matches_labels;
 
@@ -25,6 +26,10 @@ pub struct Service {
     pub serving: usize,
     /// Where connections to its virtual addresses go first: its place in [`super::Mesh::waypoints`].
     pub waypoint: Option<usize>,
+    /// Where some of these connections go instead.
+    pub canary: Option<Canary>,
+    /// Why the waypoint or the canary that is named for it does not count.
+    pub unbound: Option<Unbound>,
 }
 
 /// A port of a Service.
@@ -63,6 +68,8 @@ impl Service {
             backing: 0,
             serving: 0,
             waypoint: None,
+            canary: None,
+            unbound: None,
         };
         if service.spec.selector.is_empty() {
             slices.iter().for_each(|slice| resolved.add_slice(slice));

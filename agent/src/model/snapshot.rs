@@ -87,8 +87,23 @@ impl Snapshot {
 
     /// A row for every service.
     pub fn service_rows(&self) -> Vec<ServiceRow> {
-        let row = |s: &Service| ServiceRow::new(s, self.waypoint_shown(s.waypoint, &s.namespace));
+        let row = |s: &Service| {
+            let note = self.waypoint_note(s);
+            ServiceRow::new(s, self.waypoint_shown(s.waypoint, &s.namespace), note)
+        };
         self.mesh.services.iter().map(row).collect()
+    }
+
+    /// What is notable about a service's waypoint: its canary, or why there is none; mostly empty.
+    pub fn waypoint_note(&self, service: &Service) -> String {
+        let canary = service.canary.and_then(|c| Some((self.waypoint(Some(c.waypoint))?, c.weight)));
+        match (&service.unbound, canary) {
+            (Some(reason), _) => reason.to_string(),
+            (None, Some((canary, weight))) => {
+                format!("{weight} % of connections go to the canary {}", canary.full_name())
+            }
+            (None, None) => String::new(),
+        }
     }
 
     /// The waypoint at a place of [`Mesh::waypoints`].
@@ -178,16 +193,19 @@ pub struct ServiceRow {
     pub waypoint: String,
     /// Those that serve, of those that could: `2/2`.
     pub endpoints: String,
+    /// Its waypoint's canary, or why the waypoint or the canary that is named does not count.
+    pub note: String,
 }
 
 impl ServiceRow {
-    fn new(service: &Service, waypoint: String) -> Self {
+    fn new(service: &Service, waypoint: String, note: String) -> Self {
         Self {
             namespace: service.namespace.clone(),
             service: service.name.clone(),
             vips: service.vips.clone(),
             waypoint,
             endpoints: format!("{}/{}", service.serving, service.backing),
+            note,
         }
     }
 }

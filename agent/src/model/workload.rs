@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::owner::owner;
 use crate::control::objects::{ContainerPort, Namespace, Phase, Pod, Protocol};
@@ -56,6 +57,9 @@ pub struct Workload {
     pub native_tunnel: bool,
     /// Where connections to its own addresses go first: its place in [`super::Mesh::waypoints`].
     pub waypoint: Option<usize>,
+    /// The waypoints (`namespace/name`) that may have it in any case, with `--auto-allow-waypoint`: its own, and those of its
+    /// services.
+    pub behind: Vec<Arc<str>>,
     /// Who it is when it is enrolled.
     pub identity: SpiffeId,
     /// The services that it backs, as `namespace/name`.
@@ -110,6 +114,7 @@ impl Workload {
             enrolled: enrolled(pod, namespace) || native_tunnel(pod),
             native_tunnel: native_tunnel(pod),
             waypoint: None,
+            behind: Vec::new(),
             identity,
             services: Vec::new(),
             ports: named_ports(pod),
