@@ -72,7 +72,7 @@ async fn goaway_in_the_middle_of_a_load_fails_no_connection_and_ends_no_tunnel()
         for n in 0.. {
             let (tcp, _) = listener.accept().await.unwrap();
             let tls = TlsAcceptor::from(settings.clone()).accept(tcp).await.unwrap();
-            let most = [20, 1, 7][n % 3];
+            let most = [20, 1, 0, 7][n % 4];
             tokio::spawn(Server { tls, most, turned_away: counter.clone() }.run());
         }
     });
@@ -93,7 +93,7 @@ async fn goaway_in_the_middle_of_a_load_fails_no_connection_and_ends_no_tunnel()
     round_trip(&mut long_lived, b"after").await;
     assert_eq!(world.client.counters.refused.load(Ordering::Relaxed), 0);
     let (opened, turned_away) = (world.client.pool.opened(), turned_away.load(Ordering::Relaxed));
-    // 28 tunnels to three connections, on average.
-    assert!(opened >= TUNNELS * 3 / 28, "{opened} connections");
+    // 28 tunnels to four connections, on average.
+    assert!(opened >= TUNNELS * 4 / 28, "{opened} connections");
     assert!(turned_away >= opened / 2, "{turned_away} of {opened} connections turned somebody away");
 }
