@@ -25,7 +25,7 @@ use crate::bpf::{self, Capacities, Kernel, KernelConfig, PIN_ROOT};
 use crate::claim::Claim;
 use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
 use crate::control::{manifests, names};
-use crate::identity::{Ca, CertStore, EmbeddedCa, PeerRules, RemoteCa, RemoteConfig, Revocations};
+use crate::identity::{Ca, CertStore, EmbeddedCa, PeerRules, RemoteCa, RemoteConfig, Revocations, VERSION};
 use crate::model::{Settings, Snapshot, World};
 use crate::pods::Pods;
 use crate::policy::Compiled;
@@ -65,6 +65,7 @@ pub(crate) fn init_logging(log: &str, format: LogFormat) -> Result<()> {
 async fn start(args: AgentArgs) -> Result<()> {
     let begun = Instant::now();
     check_instance(&args.instance)?;
+    args.compliance_policy.check().map_err(anyhow::Error::msg)?;
     let state_dir = state_dir(&args.instance);
     std::fs::create_dir_all(&state_dir).with_context(|| format!("creating {}", state_dir.display()))?;
     let cgroup_root = match &args.cgroup_root {
@@ -91,6 +92,7 @@ async fn start(args: AgentArgs) -> Result<()> {
     }
     let rules = PeerRules {
         aliases: args.trust_domain_aliases.clone(),
+        compliance: args.compliance_policy,
         revocations: args.crl.clone().map(Revocations::follow).unwrap_or_default(),
     };
     let certs = CertStore::with_rules(ca, rules);
@@ -122,7 +124,7 @@ async fn start(args: AgentArgs) -> Result<()> {
     let pods = Pods::new(kernel.clone(), proxy.clone(), cgroup_root, guard);
     let untracked = Arc::new(Untracked::new(&kernel));
     events::read(&kernel, flows.clone(), publish.subscribe(), pods.sockets(), untracked.clone())?;
-    tracing::info!(node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
+    tracing::info!(version = VERSION, node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
 
     tokio::spawn(notes::follow(publish.subscribe()));
     let node = Node::new(Parts {
@@ -156,6 +158,7 @@ fn open_ca(args: &AgentArgs) -> Result<Ca> {
         token: token.clone(),
         cluster: args.cluster_id.clone(),
         ttl,
+        compliance: args.compliance_policy,
     };
     Ok(Ca::Remote(RemoteCa::new(config)?))
 }
@@ -212,6 +215,7 @@ fn settings(args: &AgentArgs) -> Settings {
         root_namespace: args.root_namespace.clone(),
         trust_domain_aliases: args.trust_domain_aliases.clone(),
         l7_deny: args.l7_deny,
+        auto_allow_waypoint: args.auto_allow_waypoint,
     }
 }
 

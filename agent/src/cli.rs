@@ -13,11 +13,12 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bpf::MapEntries;
+use crate::identity::{Compliance, VERSION};
 use crate::policy::L7Deny;
 
 /// Node agent of an ambient service mesh: eBPF decides, HBONE encrypts.
 #[derive(Parser, Debug)]
-#[command(name = "culvert", version, arg_required_else_help = true)]
+#[command(name = "culvert", version = VERSION, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -67,6 +68,8 @@ enum Command {
         after_help = "Examples:\n  culvert ca --token /etc/culvert/tokens --server-name ca.example\n  culvert agent --node n1 --manifests m --ca-address ca.example:15012 --ca-root ca.crt --ca-token token"
     )]
     Ca(Box<ca::CaArgs>),
+    /// Print the version, and which cryptography is built in
+    Version,
     /// Remove every trace of a stopped agent from the node: programs, maps, state
     Uninstall(uninstall::UninstallArgs),
 }
@@ -119,6 +122,10 @@ pub struct AgentArgs {
     /// such rules without effect, as Istio does
     #[arg(long, value_enum, default_value_t = L7Deny::FailSafe)]
     pub l7_deny: L7Deny,
+    /// Let every waypoint reach the workloads behind it, by a policy made for it (Istio's PILOT_AUTO_ALLOW_WAYPOINT_POLICY). Unless
+    /// there are other ALLOW policies, nothing else may then reach them
+    #[arg(long)]
+    pub auto_allow_waypoint: bool,
     /// DNS domain of the cluster
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -140,6 +147,10 @@ pub struct AgentArgs {
     /// Lifetime of workload certificates, in seconds; renewed at half of it
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=31_536_000))]
     pub certificate_ttl: u64,
+    /// What TLS leaves out: `pqc` all key exchange but X25519MLKEM768, so peers without it are refused; `fips-140-2` what is not in
+    /// the FIPS module, so the agent starts only when it was built with that
+    #[arg(long, env = "COMPLIANCE_POLICY", value_enum, default_value_t)]
+    pub compliance_policy: Compliance,
     /// Revocation lists (PEM): peers whose certificates they name are refused, and their open tunnels ended. The file is watched
     #[arg(long, value_name = "FILE")]
     pub crl: Option<PathBuf>,
@@ -273,6 +284,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
         Command::Ca(args) => serve_ca(&args),
+        Command::Version => show::print(&format!("culvert {VERSION}\n")),
         Command::Uninstall(args) => uninstall::run(&args),
     }
 }

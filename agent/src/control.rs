@@ -37,6 +37,7 @@ pub enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     EndpointSlice(Arc<objects::EndpointSlice>),
     Gateway(Arc<objects::Gateway>),
+    GatewayClass(Arc<objects::GatewayClass>),
     Namespace(Arc<objects::Namespace>),
     Node(Arc<objects::Node>),
     PeerAuthentication(Arc<PeerAuthentication>),
@@ -55,6 +56,7 @@ impl Object {
             Self::AuthorizationPolicy(p) => ObjectRef::new(Kind::AuthorizationPolicy, &p.namespace, &p.name),
             Self::EndpointSlice(o) => meta(Kind::EndpointSlice, &o.metadata),
             Self::Gateway(o) => meta(Kind::Gateway, &o.metadata),
+            Self::GatewayClass(o) => meta(Kind::GatewayClass, &o.metadata),
             Self::Namespace(o) => meta(Kind::Namespace, &o.metadata),
             Self::Node(o) => meta(Kind::Node, &o.metadata),
             Self::PeerAuthentication(p) => ObjectRef::new(Kind::PeerAuthentication, &p.namespace, &p.name),
@@ -87,6 +89,7 @@ pub enum Kind {
     AuthorizationPolicy,
     EndpointSlice,
     Gateway,
+    GatewayClass,
     Namespace,
     Node,
     PeerAuthentication,
@@ -118,6 +121,9 @@ impl Kind {
             ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "Gateway") => {
                 Self::Gateway
             }
+            ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "GatewayClass") => {
+                Self::GatewayClass
+            }
             ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
                 Self::AuthorizationPolicy
             }
@@ -130,7 +136,7 @@ impl Kind {
 
     /// Whether objects of the kind live in a namespace.
     pub fn namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(self, Self::GatewayClass | Self::Namespace | Self::Node)
     }
 }
 

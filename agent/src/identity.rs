@@ -6,6 +6,7 @@
 
 mod ca;
 mod crl;
+mod crypto;
 mod explain;
 mod files;
 mod spiffe;
@@ -18,9 +19,10 @@ pub use ca::{
     SignedChain,
 };
 pub use crl::{Proof, Revocations, Role};
+pub use crypto::{Compliance, FIPS_BUILD, VERSION};
 pub use explain::Finding;
 pub(crate) use explain::{explain, explain_later};
 pub use spiffe::{SpiffeError, SpiffeId};
 pub use store::{CertError, CertInfo, CertLease, CertStore, PeerRules};
 pub use tls::WorkloadCert;
-pub use verify::{PeerError, spiffe_ids};
+pub use verify::{PeerError, spiffe_id};

@@ -24,7 +24,7 @@ pub use desired::{Desired, desired};
 pub(crate) use entry::can_be_reached;
 pub use service::{Service, ServicePort};
 pub use snapshot::{PolicyRow, ServiceRow, Snapshot, WorkloadRow};
-pub use waypoint::Waypoint;
+pub use waypoint::{Canary, Unbound, Waypoint};
 pub use workload::Workload;
 
 /// What the agent was told about where it is.
@@ -44,6 +44,9 @@ pub struct Settings {
     pub trust_domain_aliases: Vec<String>,
     /// What DENY means where L4 cannot see everything.
     pub l7_deny: L7Deny,
+    /// Whether a waypoint may have what is behind it without a policy that says so (Istio's
+    /// `PILOT_AUTO_ALLOW_WAYPOINT_POLICY`). Default: no.
+    pub auto_allow_waypoint: bool,
 }
 
 impl Default for Settings {
@@ -57,6 +60,7 @@ impl Default for Settings {
             cluster: "Kubernetes".to_owned(),
             trust_domain_aliases: Vec::new(),
             l7_deny: L7Deny::default(),
+            auto_allow_waypoint: false,
         }
     }
 }
@@ -79,6 +83,7 @@ pub struct World {
     services: Objects<objects::Service>,
     endpoint_slices: Objects<objects::EndpointSlice>,
     gateways: Objects<objects::Gateway>,
+    gateway_classes: Objects<objects::GatewayClass>,
     service_accounts: Objects<objects::ServiceAccount>,
     service_entries: Objects<objects::ServiceEntry>,
     workload_entries: Objects<objects::WorkloadEntry>,
@@ -90,6 +95,8 @@ pub struct World {
     synced: bool,
     /// What pods, services and their surroundings mean, until one of them changes.
     topology: Option<(Settings, Topology)>,
+    /// Those of the last topology.
+    waypoint_policies: Vec<Arc<AuthorizationPolicy>>,
 }
 
 impl World {
@@ -115,13 +122,19 @@ impl World {
             _ => resolve::topology(self, settings),
         };
         self.topology = Some((settings.clone(), topology.clone()));
+        self.waypoint_policies.clone_from(&topology.waypoint_policies);
+        let mut policies: Vec<_> =
+            self.policies.values().chain(&topology.waypoint_policies).cloned().collect();
+        if !topology.waypoint_policies.is_empty() {
+            policies.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        }
         Mesh {
             settings: settings.clone(),
             workloads: topology.workloads,
             services: topology.services,
             waypoints: topology.waypoints,
             addresses: topology.addresses,
-            policies: self.policies.values().cloned().collect(),
+            policies,
             peer_authentications: self.peer_authentications.values().cloned().collect(),
             report: self.report.clone(),
         }
@@ -156,6 +169,7 @@ impl World {
             Object::AuthorizationPolicy(o) => put(&mut self.policies, key, o),
             Object::EndpointSlice(o) => put(&mut self.endpoint_slices, key, o),
             Object::Gateway(o) => put(&mut self.gateways, key, o),
+            Object::GatewayClass(o) => put(&mut self.gateway_classes, key, o),
             Object::Namespace(o) => put(&mut self.namespaces, key, o),
             Object::Node(o) => put(&mut self.nodes, key, o),
             Object::PeerAuthentication(o) => put(&mut self.peer_authentications, key, o),
@@ -181,6 +195,7 @@ impl World {
             Kind::AuthorizationPolicy => self.policies.remove(&key).is_some(),
             Kind::EndpointSlice => self.endpoint_slices.remove(&key).is_some(),
             Kind::Gateway => self.gateways.remove(&key).is_some(),
+            Kind::GatewayClass => self.gateway_classes.remove(&key).is_some(),
             Kind::Namespace => self.namespaces.remove(&key).is_some(),
             Kind::Node => self.nodes.remove(&key).is_some(),
             Kind::PeerAuthentication => self.peer_authentications.remove(&key).is_some(),
@@ -210,6 +225,8 @@ struct Topology {
     services: Arc<Vec<Service>>,
     waypoints: Arc<Vec<Waypoint>>,
     addresses: Arc<Addresses>,
+    /// That let waypoints in, with `--auto-allow-waypoint`.
+    waypoint_policies: Vec<Arc<AuthorizationPolicy>>,
 }
 
 /// Who has which address: places in [`Mesh::workloads`] and [`Mesh::services`].
@@ -232,7 +249,7 @@ pub struct Mesh {
     pub waypoints: Arc<Vec<Waypoint>>,
     /// Workloads and services by address.
     pub addresses: Arc<Addresses>,
-    /// Every AuthorizationPolicy.
+    /// Every AuthorizationPolicy, and those of `--auto-allow-waypoint`.
     pub policies: Vec<Arc<AuthorizationPolicy>>,
     /// Every PeerAuthentication.
     pub peer_authentications: Vec<Arc<PeerAuthentication>>,

@@ -1,6 +1,13 @@
 //! `culvert ca` and its client, over real TLS on loopback: who gets what, and who does not.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by panicking")]
 
+#[path = "ca/answers.rs"]
+mod answers;
+#[path = "ca/callers.rs"]
+mod callers;
+#[path = "ca/grpc.rs"]
+mod grpc;
+
 use std::error::Error;
 use std::fs;
 use std::path::Path;
@@ -8,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert::identity::{
-    Ca, CaFiles, CaService, EmbeddedCa, RemoteCa, RemoteConfig, ServiceConfig, SignedChain, SpiffeId,
-    WorkloadCert,
+    Ca, CaFiles, CaService, Compliance, EmbeddedCa, PeerRules, RemoteCa, RemoteConfig, ServiceConfig,
+    SignedChain, SpiffeId, WorkloadCert,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -27,27 +34,46 @@ fn files(dir: &Path) -> CaFiles {
     CaFiles { cert: dir.join("ca.crt"), key: dir.join("ca.key"), root: None, chain: None }
 }
 
-/// A CA that serves, and a client that shows `token`.
-async fn serve(dir: &Path, files: CaFiles, root: &Path, token: &str) -> Ca {
+/// A root in `dir`.
+fn ca_of(dir: &Path) {
+    EmbeddedCa::open(dir, HOUR).unwrap();
+}
+
+/// The CA in `dir`, with its key.
+fn issuer_in(dir: &Path) -> Issuer<'static, KeyPair> {
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+    Issuer::from_ca_cert_pem(&read("ca.crt"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap()
+}
+
+/// Where a CA serves that knows the tokens `old` and `right`.
+async fn serve_at(dir: &Path, files: CaFiles) -> String {
     fs::write(dir.join("tokens"), "old\nright\n").unwrap();
-    fs::write(dir.join("token"), token).unwrap();
     let config = ServiceConfig {
         token: dir.join("tokens"),
         trust_domains: vec!["cluster.local".to_owned()],
         longest: HOUR,
         names: vec!["127.0.0.1".to_owned()],
+        compliance: Compliance::None,
     };
     let ca = EmbeddedCa::open_files(files, HOUR).unwrap();
     let service = Arc::new(CaService::new(ca, config).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(service.serve(listener));
+    address
+}
+
+/// A CA that serves, and a client that shows `token`.
+async fn serve(dir: &Path, files: CaFiles, root: &Path, token: &str) -> Ca {
+    let address = serve_at(dir, files).await;
+    fs::write(dir.join("token"), token).unwrap();
     let config = RemoteConfig {
         address,
         root: root.to_owned(),
         token: dir.join("token"),
         cluster: "Kubernetes".to_owned(),
         ttl: 10 * HOUR,
+        compliance: Compliance::None,
     };
     Ca::Remote(RemoteCa::new(config).unwrap())
 }
@@ -130,7 +156,7 @@ async fn an_intermediate_signs_and_its_chain_is_shown() {
     let (identity, key) = (SpiffeId::new("cluster.local", "shop", "app"), key());
     let signed = ca.sign(&identity, &key).await.unwrap();
     assert_eq!((signed.chain.len(), &signed.roots[..]), (2, &[root.der().clone()][..]));
-    let cert = WorkloadCert::new(identity, &key, signed, &[]).unwrap();
+    let cert = WorkloadCert::new(identity, &key, signed, &PeerRules::default()).unwrap();
     // The CA's limit, not the ten hours that were asked for.
     assert!(cert.not_after() <= SystemTime::now() + HOUR);
 }

@@ -5,6 +5,8 @@
 mod abuse;
 #[path = "hbone/crowd.rs"]
 mod crowd;
+#[path = "hbone/goaway.rs"]
+mod goaway;
 #[path = "hbone/raw.rs"]
 mod raw;
 #[path = "hbone/retries.rs"]

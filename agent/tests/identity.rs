@@ -1,6 +1,10 @@
 //! Who is refused and how that reads, in each direction; and what is revoked: real TLS over loopback.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects by panicking")]
 
+#[path = "identity/handshakes.rs"]
+mod handshakes;
+#[path = "identity/table.rs"]
+mod table;
 #[path = "hbone/world.rs"]
 #[allow(dead_code, reason = "shared with the tests of tunnels")]
 mod world;
@@ -9,125 +13,57 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use culvert::identity::{EmbeddedCa, SignedChain, SpiffeId, WorkloadCert};
+use culvert::identity::{EmbeddedCa, WorkloadCert};
 use culvert::proxy::{Side, Stage, TunnelFlow};
 use culvert_common::Reason;
-use rcgen::{
-    CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, PKCS_ECDSA_P256_SHA256,
-    RevokedCertParams, SanType, SerialNumber,
-};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 use rustls::{SignatureScheme, sign::CertifiedKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use table::{HOUR, Refused, Row, issuer_in};
 use world::{DAY, Setup, World, id};
 
-const HOUR: Duration = Duration::from_secs(3600);
-const MOMENT: Duration = Duration::from_secs(20);
-
-/// A certificate that a peer shows, and what is said of it: the reason, parts of the text, and the alert it gets.
-struct Case {
-    cert: WorkloadCert,
-    reason: Reason,
-    says: Vec<String>,
-    alert: &'static str,
-}
-
-fn case(cert: WorkloadCert, reason: Reason, says: &[&str], alert: &'static str) -> Case {
-    Case { cert, reason, says: says.iter().map(|s| (*s).to_owned()).collect(), alert }
-}
-
-fn key() -> KeyPair {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
-}
-
-/// Of this mesh's CA, for the time given.
-fn valid(dir: &Path, identity: &SpiffeId, from: SystemTime, to: SystemTime) -> WorkloadCert {
-    let key = key();
-    let signed = EmbeddedCa::open(dir, DAY).unwrap().sign_for_period(identity, &key, from, to).unwrap();
-    WorkloadCert::new(identity.clone(), &key, signed, &[]).unwrap()
-}
-
-/// Its own issuer, and trusts this mesh's root.
-fn self_signed(dir: &Path, identity: &SpiffeId) -> WorkloadCert {
-    let key = key();
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::CommonName, "it says so itself");
-    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
-    let chain = vec![params.self_signed(&key).unwrap().into()];
-    let now = SystemTime::now();
-    let roots =
-        EmbeddedCa::open(dir, DAY).unwrap().sign_for_period(identity, &key, now, now + DAY).unwrap().roots;
-    WorkloadCert::new(identity.clone(), &key, SignedChain { chain, roots }, &[]).unwrap()
-}
-
-/// What every verifier refuses, whichever end shows it.
-fn bad(world: &World, foreign: &Path, account: &str) -> Vec<Case> {
-    let (dir, now, who) = (world.ca_dir.path(), SystemTime::now(), id(account));
-    let ended = |ago: Duration| valid(dir, &who, now - DAY, now - ago);
-    let begins = |after: Duration| valid(dir, &who, now + after, now + DAY);
-    let name = who.to_string();
-    let failed = Reason::TunnelFailed;
-    vec![
-        case(
-            ended(3 * HOUR),
-            failed,
-            &["expired at 20", ", 3 h ago", &name, "Culvert mesh root", "a clock is wrong"],
-            "CertificateExpired",
-        ),
-        case(ended(MOMENT), failed, &["expired at", "clock skew, compare the clocks"], "CertificateExpired"),
-        case(
-            begins(3 * HOUR),
-            failed,
-            &["is not valid yet, only from 20", ", in ", &name],
-            "CertificateExpired",
-        ),
-        case(begins(MOMENT), failed, &["not valid yet", "clock skew"], "CertificateExpired"),
-        case(
-            self_signed(dir, &who),
-            failed,
-            &["unknown issuer: it is self-signed", "it says so itself"],
-            "UnknownCA",
-        ),
-        case(
-            world.foreign_cert(foreign, who.clone()),
-            failed,
-            &["unknown issuer", "a root of the same name with another key"],
-            "DecryptError",
-        ),
-    ]
-}
-
 /// The refusal that says all of this.
-async fn expect_refusal(world: &World, side: Side, case: &Case) -> TunnelFlow {
+async fn expect_refusal(world: &World, side: Side, what: &str, refused: &Refused) -> TunnelFlow {
     let like = |f: &TunnelFlow| {
         f.side == side
             && f.stage == Stage::Refused
-            && f.decision.reason == case.reason
-            && case.says.iter().all(|part| f.error.contains(part))
+            && f.decision.reason == refused.reason
+            && refused.says.iter().all(|part| f.error.contains(part))
     };
-    world.mesh.flow(&format!("at {side:?} that says {:?}", case.says), like).await
+    let flow = world.mesh.flow(&format!("of {what} at {side:?} that says {:?}", refused.says), like).await;
+    world.mesh.flows.lock().unwrap().clear();
+    flow
+}
+
+/// A world whose agents follow a list, and the table for it.
+async fn world_and_table(
+    impostor: Option<&TcpListener>,
+    account: &str,
+) -> (World, Vec<Row>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let crl = dir.path().join("crl.pem");
+    let impostor = impostor.map(|listener| listener.local_addr().unwrap());
+    let world = World::with(Setup { impostor, crl: Some(crl.clone()), ..Setup::default() }).await;
+    let foreign = dir.path().join("foreign");
+    let rows = table::table(&world, &crl, &foreign, account);
+    // The list is looked at every second.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    (world, rows, dir)
 }
 
 #[tokio::test]
 async fn a_client_is_refused_with_the_reason_and_hears_it() {
-    let foreign = tempfile::tempdir().unwrap();
-    let world = World::new().await;
-    let mut cases = bad(&world, foreign.path(), "client");
-    let stranger = SpiffeId::new("elsewhere.example", "test", "client");
-    let now = SystemTime::now();
-    cases.push(case(
-        valid(world.ca_dir.path(), &stranger, now, now + DAY),
-        Reason::WrongPeer,
-        &["expected the trust domain cluster.local, got spiffe://elsewhere.example/ns/test/sa/client"],
-        "CertificateUnknown",
-    ));
-    for case in cases {
+    let (world, rows, _dir) = world_and_table(None, "client").await;
+    for Row { what, cert, as_client, .. } in rows {
+        let Some(refused) = as_client else {
+            assert!(is_let_in(&world, &cert).await, "{what}");
+            continue;
+        };
         let tcp = TcpStream::connect(world.hbone).await.unwrap();
-        let connector = TlsConnector::from(case.cert.connecting(&id("server")).0);
+        let connector = TlsConnector::from(cert.connecting(&id("server")).0);
         let mut tls = connector
             .connect(rustls::pki_types::ServerName::IpAddress(world.server_ip.into()), tcp)
             .await
@@ -135,9 +71,8 @@ async fn a_client_is_refused_with_the_reason_and_hears_it() {
         // What an HTTP/2 client sends at once must not cost it the alert.
         let _ = tls.write_all(&[0; 4096]).await;
         let heard = tls.read_u8().await.unwrap_err().to_string();
-        assert!(heard.contains(case.alert), "{:?}: {heard}", case.says);
-        expect_refusal(&world, Side::Destination, &case).await;
-        world.mesh.flows.lock().unwrap().clear();
+        assert!(heard.contains(refused.alert), "{what}: {heard}");
+        expect_refusal(&world, Side::Destination, what, &refused).await;
     }
 }
 
@@ -172,29 +107,16 @@ async fn a_client_without_certificate_is_told_so() {
 
 #[tokio::test]
 async fn a_server_is_refused_with_the_reason_and_gets_no_byte() {
-    let foreign = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
-    let setup = Setup { impostor: Some(listener.local_addr().unwrap()), ..Setup::default() };
-    let world = World::with(setup).await;
+    let (world, rows, _dir) = world_and_table(Some(&listener), "server").await;
     let _app = world.app().await;
-    let mut cases = bad(&world, foreign.path(), "server");
-    let now = SystemTime::now();
-    for got in [id("other"), SpiffeId::new("elsewhere.example", "test", "server")] {
-        cases.push(case(
-            valid(world.ca_dir.path(), &got, now, now + DAY),
-            Reason::WrongPeer,
-            &[&format!("expected the identity {}, got {got}", id("server"))],
-            "CertificateUnknown",
-        ));
-    }
-    for case in cases {
+    for Row { what, cert, as_server: refused, .. } in rows {
         let mut app = world.connect().await;
         let (tcp, _) = listener.accept().await.unwrap();
-        let heard = TlsAcceptor::from(case.cert.accepting().0).accept(tcp).await.unwrap_err().to_string();
-        assert!(heard.contains(case.alert), "{:?}: {heard}", case.says);
+        let heard = TlsAcceptor::from(cert.accepting().0).accept(tcp).await.unwrap_err().to_string();
+        assert!(heard.contains(refused.alert), "{what}: {heard}");
         assert!(app.read_u8().await.is_err());
-        expect_refusal(&world, Side::Source, &case).await;
-        world.mesh.flows.lock().unwrap().clear();
+        expect_refusal(&world, Side::Source, what, &refused).await;
     }
 }
 
@@ -220,9 +142,6 @@ async fn what_the_peer_has_against_us_is_explained() {
 
 /// Revokes `serial` by a list of the CA in `dir`, which ends `end` from now (or that long ago).
 fn revoke(dir: &Path, list: &Path, serial: &str, expired: bool) {
-    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
-    let root = CertificateDer::from_pem_slice(read("ca.crt").as_bytes()).unwrap();
-    let issuer = Issuer::from_ca_cert_der(&root, KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
     let bytes = (0..serial.len()).step_by(2).map(|n| u8::from_str_radix(&serial[n..n + 2], 16).unwrap());
     let now = SystemTime::now();
     let params = CertificateRevocationListParams {
@@ -239,7 +158,7 @@ fn revoke(dir: &Path, list: &Path, serial: &str, expired: bool) {
         key_identifier_method: KeyIdMethod::Sha256,
     };
     let temporary = list.with_extension("new");
-    std::fs::write(&temporary, params.signed_by(&issuer).unwrap().pem().unwrap()).unwrap();
+    std::fs::write(&temporary, params.signed_by(&issuer_in(dir)).unwrap().pem().unwrap()).unwrap();
     std::fs::rename(temporary, list).unwrap();
 }
 

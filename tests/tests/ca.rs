@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers say what they expect by panicking")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,23 +46,36 @@ struct Mesh {
 impl Mesh {
     /// Agents that show `token`; the CA knows `right`.
     fn new(token: &str) -> Self {
+        Self::with(token, &[], "")
+    }
+
+    /// With further arguments of the agents, and what they have in their environment.
+    fn with(token: &str, args: &[&str], environment: &str) -> Self {
         let culvert = Path::new(LAB).with_file_name("culvert");
         assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
         let dir = tempfile::tempdir().unwrap().keep();
         let path = |name: &str| dir.join(name).display().to_string();
+        let wrapper = dir.join("culvert");
+        let script =
+            format!("#!/bin/sh\ncd {}\n{environment} exec {} \"$@\"\n", dir.display(), culvert.display());
+        fs::write(&wrapper, script).unwrap();
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(path("tokens"), "another\nright\n").unwrap();
         fs::write(path("token"), format!("{token}\n")).unwrap();
         // The address of the first node, which the lab gives it.
         let address = "172.30.0.1".to_owned();
-        let agent_args = vec![
+        let agent_args = [
             format!("--ca-address={address}:{PORT}"),
             format!("--ca-root={}", path("ca.crt")),
             format!("--ca-token={}", path("token")),
             "--certificate-ttl=10".to_owned(),
-        ];
+        ]
+        .into_iter()
+        .chain(args.iter().map(|arg| (*arg).to_owned()))
+        .collect();
         let options = Options {
             nodes: vec!["n1".to_owned(), "n2".to_owned()],
-            culvert: Some(culvert),
+            culvert: Some(wrapper),
             lab: Some(PathBuf::from(LAB)),
             agent_args,
             ..Options::default()
@@ -183,6 +197,42 @@ fn two_agents_have_their_certificates_from_one_ca_and_outlive_its_absence() {
         if serial != during && error.is_empty() { Ok(()) } else { Err(error) }
     });
     assert!(mesh.lab.agent_logs(50).contains("is renewed again"), "{}", mesh.lab.agent_logs(50));
+    mesh.stop_ca();
+    let _ = fs::remove_dir_all(&mesh.dir);
+    mesh.lab.stop().unwrap();
+}
+
+/// What is secret besides what `agent/tests/secrets.rs` knows: the token and the keys of a real agent and a real CA.
+#[test]
+fn neither_a_verbose_log_nor_a_key_log_file_has_a_secret() {
+    let mut mesh = Mesh::with("right", &["--log=trace"], "SSLKEYLOGFILE=keys");
+    // Not a word of any log by chance.
+    let token = "b3BlbiBzZXNhbWU.not-for-anybody";
+    fs::write(mesh.dir.join("tokens"), token).unwrap();
+    fs::write(mesh.dir.join("token"), token).unwrap();
+    mesh.start_ca();
+    mesh.lab.start_agents().unwrap();
+    mesh.until("a tunnel", || mesh.ask());
+    let logs = ["n1", "n2"].map(|node| mesh.lab.dir().join(format!("agent-{node}.log")));
+    let log: String = logs.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    for part in ["TRACE rustls", "TRACE h2", "got a certificate"] {
+        assert!(log.contains(part), "the log has no {part:?}, so this says nothing");
+    }
+    let key = fs::read_to_string(mesh.dir.join("ca.key")).unwrap();
+    let body = key.lines().nth(1).unwrap();
+    // PKCS#8 and SEC1 of any P-256 key, as base64 and as bytes.
+    let keys = [
+        "PRIVATE KEY",
+        "MIGHAgEAMBMGByqGSM49",
+        "MHcCAQEE",
+        "308187020100301306072a8648ce3d",
+        "48, 129, 135, 2, 1, 0, 48, 19",
+    ];
+    for secret in keys.into_iter().chain([token, body]) {
+        assert!(!log.contains(secret), "the log has {secret:?}");
+        assert!(!mesh.ca_log().contains(secret), "the log of the CA has {secret:?}");
+    }
+    assert!(!mesh.dir.join("keys").exists(), "SSLKEYLOGFILE is honoured");
     mesh.stop_ca();
     let _ = fs::remove_dir_all(&mesh.dir);
     mesh.lab.stop().unwrap();

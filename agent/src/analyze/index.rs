@@ -228,7 +228,13 @@ impl<'a> Found<'a> {
                 self.service_entries.insert(name, Item { object, origin });
                 self.labelled.push(labelled);
             }
-            Some(Object::EndpointSlice(_) | Object::Node(_) | Object::Pod(_) | Object::WorkloadEntry(_))
+            Some(
+                Object::EndpointSlice(_)
+                | Object::GatewayClass(_)
+                | Object::Node(_)
+                | Object::Pod(_)
+                | Object::WorkloadEntry(_),
+            )
             | None => {}
         }
     }

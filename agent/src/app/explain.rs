@@ -53,6 +53,8 @@ struct Server<'a> {
     choice: String,
     /// Where an enrolled client's connection goes instead: the waypoint decides.
     waypoint: Option<&'a Waypoint>,
+    /// What is notable about that.
+    note: String,
 }
 
 impl<'a> Explainer<'a> {
@@ -143,6 +145,7 @@ impl<'a> Explainer<'a> {
             let server = Server {
                 waypoint: self.snapshot.waypoint(service.waypoint),
                 choice: service.explain_choice(served, *endpoint),
+                note: self.snapshot.waypoint_note(service),
                 ..self.server(*endpoint, format!(" (for {namespace}/{name}:{port})"))
             };
             // Once for each pod, not for each of its addresses.
@@ -184,7 +187,14 @@ impl<'a> Explainer<'a> {
         let who =
             workload.map_or_else(|| address.to_string(), |w| format!("{}:{}", w.full_name(), address.port()));
         let waypoint = self.snapshot.waypoint(workload.and_then(|w| w.waypoint));
-        Server { name: format!("{who}{for_service}"), address, workload, choice: String::new(), waypoint }
+        Server {
+            name: format!("{who}{for_service}"),
+            address,
+            workload,
+            choice: String::new(),
+            note: String::new(),
+            waypoint,
+        }
     }
 
     fn case(&self, client: &Client<'_>, server: &Server<'_>) -> Value {
@@ -226,13 +236,14 @@ impl<'a> Explainer<'a> {
             settings: &mesh.settings,
             namespace: &workload.namespace,
             labels: &workload.labels,
+            behind: &workload.behind,
             peer: client.identity.as_ref(),
             source,
             destination: server.address.ip(),
             port,
         };
         let applicable = Applicable::new(root, &mesh.policies, &mesh.peer_authentications);
-        let policies = applicable.policies(&workload.namespace, &workload.labels);
+        let policies = applicable.policies(&workload.namespace, &workload.labels, &workload.behind);
         let considered = policies.into_iter().map(|policy| consider(&question, policy)).collect();
         let mtls = demands_mtls(&applicable.strictness(&workload.namespace, &workload.labels), port);
         let decision = self.snapshot.decide(server.address, source, client.identity.as_ref());
@@ -311,7 +322,7 @@ fn by_waypoint(client: &Client<'_>, server: &Server<'_>, waypoint: &Waypoint) ->
         "source_identity": client.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
         "destination_identity": identities.into_iter().collect::<Vec<_>>().join(","),
         "mtls": "",
-        "note": "",
+        "note": server.note,
         "considered": [],
         "kernel": "not asked: the agent takes it to the waypoint",
     })

@@ -9,20 +9,27 @@ use rand::seq::SliceRandom;
 use crate::model::{Snapshot, Waypoint};
 use crate::proxy::Hop;
 
-/// The waypoint of `requested`: of the service whose virtual address it is, or of the workload. `None` for the waypoint's own
-/// instances, which are past it.
+/// The waypoint of `requested`: of the service whose virtual address it is (or by chance its canary), or of the workload. `None`
+/// for the waypoint's own instances, which are past it.
 pub(super) fn waypoint_of<'a>(
     snapshot: &'a Snapshot,
     requested: SocketAddr,
     own: &[IpAddr],
 ) -> Option<&'a Waypoint> {
-    let place = match snapshot.service_by_vip(requested.ip()) {
-        Some(service) => service.waypoint,
-        None => snapshot.workload_by_ip(requested.ip()).and_then(|workload| workload.waypoint),
+    let service = snapshot.service_by_vip(requested.ip());
+    let (place, canary) = match service {
+        Some(service) => (service.waypoint, service.canary),
+        None => (snapshot.workload_by_ip(requested.ip()).and_then(|workload| workload.waypoint), None),
     };
     let waypoint = snapshot.waypoint(place)?;
-    let is_own = waypoint.instances.iter().any(|(end, _)| own.contains(&end.ip()));
-    (!is_own).then_some(waypoint)
+    let on_trial = canary.and_then(|canary| Some((snapshot.waypoint(Some(canary.waypoint))?, canary.weight)));
+    let is_own = |waypoint: &Waypoint| waypoint.instances.iter().any(|(end, _)| own.contains(&end.ip()));
+    match on_trial {
+        _ if is_own(waypoint) => None,
+        Some((canary, _)) if is_own(canary) => None,
+        Some((canary, weight)) if rand::random_range(0..100) < weight => Some(canary),
+        _ => Some(waypoint),
+    }
 }
 
 /// The instances of a waypoint that the pod can reach: the preferred ones first, and in random order those that are as good.

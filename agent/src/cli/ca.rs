@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::LogFormat;
 use crate::app;
-use crate::identity::{CaFiles, CaService, EmbeddedCa, ServiceConfig};
+use crate::identity::{CaFiles, CaService, Compliance, EmbeddedCa, ServiceConfig};
 
 /// `culvert ca`.
 #[derive(Args, Debug)]
@@ -42,6 +42,9 @@ pub(super) struct CaArgs {
     /// DNS names and addresses under which agents reach this server
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "localhost,127.0.0.1,::1")]
     server_name: Vec<String>,
+    /// What TLS leaves out: `pqc` all key exchange but X25519MLKEM768; `fips-140-2` what is not in the FIPS module
+    #[arg(long, env = "COMPLIANCE_POLICY", value_enum, default_value_t)]
+    compliance_policy: Compliance,
     /// Longest lifetime that is signed, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 7_776_000, value_parser = clap::value_parser!(u64).range(10..=31_536_000))]
     max_ttl: u64,
@@ -56,6 +59,7 @@ pub(super) struct CaArgs {
 /// Serves until SIGTERM or SIGINT.
 pub(super) async fn run(args: &CaArgs) -> Result<()> {
     app::init_logging(&args.log, args.log_format)?;
+    args.compliance_policy.check().map_err(anyhow::Error::msg)?;
     let longest = Duration::from_secs(args.max_ttl);
     let files = CaFiles {
         cert: args.ca_cert.clone(),
@@ -68,6 +72,7 @@ pub(super) async fn run(args: &CaArgs) -> Result<()> {
         trust_domains: args.trust_domain.clone(),
         longest,
         names: args.server_name.clone(),
+        compliance: args.compliance_policy,
     };
     let service = Arc::new(CaService::new(EmbeddedCa::open_files(files, longest)?, config)?);
     let listener =

@@ -344,6 +344,14 @@ object! {
 }
 
 object! {
+    /// A GatewayClass of the Gateway API.
+    GatewayClass {
+        /// Label `istio.io/waypoint-for` is for its Gateways that have none.
+        metadata: Metadata,
+    }
+}
+
+object! {
     /// `spec` of a Gateway.
     GatewaySpec {
         /// `istio-waypoint`.

@@ -56,6 +56,22 @@ pub struct Tunnel {
     pub(crate) slot: Slot,
 }
 
+/// How often a tunnel that was turned away on a connection of its own is tried again.
+const TURNED_AWAY: u32 = 3;
+
+/// A request that led to no tunnel.
+struct Failed {
+    error: OpenError,
+    /// The peer says that it has not looked at it (RFC 9113, 6.8).
+    unseen: bool,
+}
+
+impl From<OpenError> for Failed {
+    fn from(error: OpenError) -> Self {
+        Self { error, unseen: false }
+    }
+}
+
 /// Open connections by source and destination. Cheap to clone; all clones are one pool.
 #[derive(Clone)]
 pub struct Pool {
@@ -131,15 +147,20 @@ impl Pool {
     /// Sends `request`, a CONNECT, to `destination` and waits for the answer.
     ///
     /// Takes a connection that has room; opens one when there is none, once for all who ask meanwhile. A tunnel on a
-    /// connection that turns out to be broken is tried once more on a new one: no byte of the app has left by then.
+    /// connection that turns out to be broken is tried once more on a new one: no byte of the app has left by then. So is one
+    /// that the peer turned away unseen, by GOAWAY, for it may have been overtaken on its way.
     pub async fn open(&self, destination: &Destination, request: &Request<()>) -> Result<Tunnel, OpenError> {
+        let mut left = TURNED_AWAY;
         loop {
             let (slot, fresh) = self.slot(destination).await?;
             match self.request(slot, destination.address, request).await {
-                Err(OpenError::Broken { problem, .. }) if !fresh => {
+                Err(Failed { error: OpenError::Broken { problem, .. }, unseen })
+                    if !fresh || (unseen && left > 0) =>
+                {
+                    left -= u32::from(fresh);
                     tracing::debug!(address = %destination.address, problem, "pooled connection is broken");
                 }
-                result => return result,
+                result => return result.map_err(|failed| failed.error),
             }
         }
     }
@@ -161,15 +182,17 @@ impl Pool {
         slot: Slot,
         address: SocketAddr,
         request: &Request<()>,
-    ) -> Result<Tunnel, OpenError> {
+    ) -> Result<Tunnel, Failed> {
         let broken = |error: h2::Error| {
             slot.0.dead.store(true, Ordering::Relaxed);
-            OpenError::Broken { address, problem: explain_h2(&error) }
+            let unseen =
+                error.is_remote() && error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            Failed { error: OpenError::Broken { address, problem: explain_h2(&error) }, unseen }
         };
         let answer = async {
             let mut send = slot.0.send.clone().ready().await.map_err(&broken)?;
             let (response, send) = send.send_request(request.clone(), false).map_err(&broken)?;
-            Ok::<_, OpenError>((response.await.map_err(&broken)?, send))
+            Ok::<_, Failed>((response.await.map_err(&broken)?, send))
         };
         let limit = self.inner.config.response_timeout;
         let late =
@@ -178,7 +201,7 @@ impl Pool {
             Ok(result) => result?,
             Err(_) => {
                 slot.0.dead.store(true, Ordering::Relaxed);
-                return Err(late());
+                return Err(late().into());
             }
         };
         if response.status() == StatusCode::OK {
@@ -189,7 +212,8 @@ impl Pool {
             address,
             status: response.status(),
             reason: reason.unwrap_or_default().to_owned(),
-        })
+        }
+        .into())
     }
 
     /// A share of a connection, and whether it was opened for this call.

@@ -12,7 +12,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::flood::PREFACE;
 use super::{FloodLimit, HboneConfig};
-use crate::identity::{Finding, PeerError, Proof, Role, SpiffeId, WorkloadCert, explain, spiffe_ids};
+use crate::identity::{Finding, PeerError, Proof, Role, SpiffeId, WorkloadCert, explain, spiffe_id};
 
 /// How long and how much a refused peer may still send.
 const LINGER: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ const LINGER_BYTES: u64 = 64 << 10;
 
 /// A peer that has proven who it is.
 pub struct Accepted {
-    /// The first SPIFFE id of its certificate.
+    /// The SPIFFE id of its certificate.
     pub peer: SpiffeId,
     /// The certificate, which may be revoked later.
     pub proof: Proof,
@@ -67,7 +67,7 @@ pub async fn accept(
         let proof = cert.proof(shown, Role::Client);
         let leaf = shown.and_then(|chain| chain.first());
         let none = || PeerError::NoIdentity("it presented no certificate".to_owned());
-        let peer = spiffe_ids(leaf.ok_or_else(none)?)?.into_iter().next().ok_or_else(none)?;
+        let peer = spiffe_id(leaf.ok_or_else(none)?)?;
         let connection = h2::server::Builder::new()
             .initial_window_size(config.stream_window)
             .initial_connection_window_size(config.connection_window())

@@ -1,5 +1,6 @@
 //! The certificate authorities: whoever signs this mesh's workload certificates.
 
+mod answer;
 mod authority;
 mod embedded;
 mod remote;

@@ -5,11 +5,11 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::{CertificateError, Error, RootCertStore};
+use rustls::{CertificateError, Error, PeerIncompatible, RootCertStore};
 use x509_parser::prelude::{ParsedExtension, X509Certificate};
 use x509_parser::x509::X509Name;
 
-use super::spiffe_ids;
+use super::spiffe_id;
 
 /// A certificate that ended (or will begin) this close to now may be good, and a clock wrong.
 const SKEW: u64 = 300;
@@ -43,10 +43,7 @@ fn describe(
 ) -> Option<String> {
     let Error::InvalidCertificate(error) = error else { return None };
     let (_, cert) = x509_parser::parse_x509_certificate(leaf).ok()?;
-    let whose = match spiffe_ids(leaf) {
-        Ok(ids) => format!(" of {}", ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
-        Err(_) => String::new(),
-    };
+    let whose = spiffe_id(leaf).map_or_else(|_| String::new(), |id| format!(" of {id}"));
     let peer = format!("the peer's certificate{whose}, signed by {},", name(cert.issuer()));
     Some(match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
@@ -143,8 +140,33 @@ pub(crate) fn explain(error: &io::Error, finding: &Finding) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(Error::InvalidCertificate(CertificateError::Other(other))) => other.0.to_string(),
         Some(Error::NoCertificatesPresented) => "the peer presented no certificate".to_owned(),
+        Some(Error::PeerIncompatible(what)) => incompatible(what),
         Some(Error::AlertReceived(alert)) => refused_by_peer(&format!("{alert:?}")),
         _ => error.to_string(),
+    }
+}
+
+/// What the peer lacks, or we do.
+fn incompatible(what: &PeerIncompatible) -> String {
+    match what {
+        PeerIncompatible::ServerDoesNotSupportTls12Or13
+        | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+        | PeerIncompatible::SupportedVersionsExtensionRequired
+        | PeerIncompatible::Tls12NotOffered
+        | PeerIncompatible::Tls12NotOfferedOrEnabled => {
+            "the peer does not speak TLS 1.3, and no older version is accepted".to_owned()
+        }
+        PeerIncompatible::KeyShareExtensionRequired
+        | PeerIncompatible::NamedGroupsExtensionRequired
+        | PeerIncompatible::NoKxGroupsInCommon => {
+            "the peer knows no key exchange that is accepted here (--compliance-policy leaves some out)"
+                .to_owned()
+        }
+        PeerIncompatible::NoCipherSuitesInCommon => {
+            "the peer knows none of the cipher suites TLS_AES_256_GCM_SHA384 and TLS_AES_128_GCM_SHA256"
+                .to_owned()
+        }
+        other => format!("the peer and we have no TLS in common: {other:?}"),
     }
 }
 
@@ -171,6 +193,15 @@ fn refused_by_peer(alert: &str) -> String {
         }
         "CertificateRevoked" => "the peer has it on its revocation list",
         "CertificateRequired" => "the peer got none",
+        "ProtocolVersion" => {
+            return "the peer speaks no TLS version in common with us: only TLS 1.3 is spoken here (alert ProtocolVersion)"
+                .to_owned();
+        }
+        "HandshakeFailure" => {
+            return "the peer accepts none of our cipher suites or key exchanges (alert HandshakeFailure): its log may say \
+                    which; see --compliance-policy at both ends"
+                .to_owned();
+        }
         _ => return format!("the peer ended the handshake (alert {alert}): its log may say why"),
     };
     format!("the peer did not accept our certificate: {reason} (alert {alert})")

@@ -8,7 +8,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Ca, CaError, Revocations, SpiffeId, WorkloadCert};
+use super::{Ca, CaError, Compliance, Revocations, SpiffeId, WorkloadCert};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(150);
@@ -77,6 +77,8 @@ pub struct PeerRules {
     pub aliases: Vec<String>,
     /// Certificates that are no longer accepted.
     pub revocations: Revocations,
+    /// What TLS leaves out.
+    pub compliance: Compliance,
 }
 
 /// Certificates by identity. Cheap to clone; all clones are one store.
@@ -320,8 +322,7 @@ impl Rotation {
             .sign(&self.identity, &key)
             .await
             .map_err(|source| CertError::Ca { identity: identity(), source: Arc::new(source) })?;
-        WorkloadCert::new(identity(), &key, signed, &self.rules.aliases)
-            .map(|cert| cert.with_revocations(self.rules.revocations.clone()))
+        WorkloadCert::new(identity(), &key, signed, &self.rules)
             .map_err(|source| CertError::Tls { identity: identity(), source })
     }
 

@@ -1,12 +1,12 @@
 //! TLS settings of a workload: TLS 1.3 only, both sides prove a SPIFFE id, ALPN `h2`.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::KeyPair;
 use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -14,9 +14,10 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 
 use super::crl::{Proof, Revocations, Role};
+use super::crypto;
 use super::explain::{Finding, serial};
 use super::verify::{ClientVerifier, ServerVerifier};
-use super::{SignedChain, SpiffeId};
+use super::{PeerRules, SignedChain, SpiffeId};
 
 const ALPN_H2: &[u8] = b"h2";
 
@@ -28,6 +29,7 @@ pub struct WorkloadCert {
     not_after: SystemTime,
     roots: Arc<RootCertStore>,
     clients: ClientVerifier,
+    algorithms: WebPkiSupportedAlgorithms,
     revocations: Revocations,
     /// Both lack only the verifier of one handshake.
     server: ConfigBuilder<ServerConfig, WantsVerifier>,
@@ -46,15 +48,15 @@ impl fmt::Debug for WorkloadCert {
 }
 
 impl WorkloadCert {
-    /// Makes the TLS settings for `identity` from its key and what a CA signed. Clients may come from its trust domain and
-    /// from those of `aliases`.
+    /// Makes the TLS settings for `identity` from its key and what a CA signed.
     pub fn new(
         identity: SpiffeId,
         key: &KeyPair,
         signed: SignedChain,
-        aliases: &[String],
+        rules: &PeerRules,
     ) -> Result<Self, rustls::Error> {
-        let provider = provider();
+        let provider = crypto::provider(rules.compliance);
+        let algorithms = provider.signature_verification_algorithms;
         let mut roots = RootCertStore::empty();
         for root in signed.roots {
             roots.add(root)?;
@@ -66,13 +68,14 @@ impl WorkloadCert {
         let key = provider.key_provider.load_private_key(key)?;
         let resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::new(signed.chain, key)));
 
-        let domains = std::iter::once(identity.trust_domain()).chain(aliases.iter().map(String::as_str));
+        let domains =
+            std::iter::once(identity.trust_domain()).chain(rules.aliases.iter().map(String::as_str));
         let clients = ClientVerifier::new(roots.clone(), provider.clone(), domains)?;
         let server =
             ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
 
-        let revocations = Revocations::default();
-        let servers = server_verifier(&roots, &revocations, &Finding::default(), &identity);
+        let revocations = rules.revocations.clone();
+        let servers = server_verifier(&roots, &revocations, &Finding::default(), algorithms, &identity);
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
@@ -88,18 +91,12 @@ impl WorkloadCert {
             not_after,
             roots,
             clients,
+            algorithms,
             revocations,
             server,
             resolver,
             client,
         })
-    }
-
-    /// With it, no peer is accepted whose certificate is revoked.
-    #[must_use]
-    pub fn with_revocations(mut self, revocations: Revocations) -> Self {
-        self.revocations = revocations;
-        self
     }
 
     /// Whose it is.
@@ -143,7 +140,7 @@ impl WorkloadCert {
     pub fn connecting(&self, expected: &SpiffeId) -> (Arc<ClientConfig>, Finding) {
         let finding = Finding::default();
         let mut config = self.client.clone();
-        let servers = server_verifier(&self.roots, &self.revocations, &finding, expected);
+        let servers = server_verifier(&self.roots, &self.revocations, &finding, self.algorithms, expected);
         config.dangerous().set_certificate_verifier(servers);
         (Arc::new(config), finding)
     }
@@ -164,32 +161,16 @@ fn server_verifier(
     roots: &Arc<RootCertStore>,
     revocations: &Revocations,
     finding: &Finding,
+    algorithms: WebPkiSupportedAlgorithms,
     expected: &SpiffeId,
 ) -> Arc<ServerVerifier> {
     Arc::new(ServerVerifier {
         roots: roots.clone(),
         revocations: revocations.clone(),
         finding: finding.clone(),
-        algorithms: provider().signature_verification_algorithms,
+        algorithms,
         expected: expected.clone(),
     })
-}
-
-/// aws-lc-rs with the two AES-GCM suites that every HBONE peer has; the hybrid group first, so that recorded traffic
-/// stays secret from a later quantum computer, and plain groups for peers that lack it.
-pub(super) fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    let make = || {
-        let mut provider = aws_lc_rs::default_provider();
-        provider.cipher_suites = vec![
-            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-        ];
-        let hybrid = aws_lc_rs::kx_group::X25519MLKEM768;
-        provider.kx_groups.sort_by_key(|group| group.name() != hybrid.name());
-        Arc::new(provider)
-    };
-    PROVIDER.get_or_init(make).clone()
 }
 
 fn describe(chain: &[CertificateDer<'_>]) -> Result<(String, SystemTime, SystemTime), rustls::Error> {

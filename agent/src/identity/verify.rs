@@ -26,13 +26,16 @@ pub enum PeerError {
     /// It cannot be read, or carries no SPIFFE id.
     #[error("the peer's certificate carries no SPIFFE id: {0}")]
     NoIdentity(String),
+    /// It names several.
+    #[error("the peer's certificate proves no identity, because it has more than one URI name: {0}")]
+    Ambiguous(String),
     /// It is another workload's.
-    #[error("expected the identity {expected}, got {}", list(.got))]
+    #[error("expected the identity {expected}, got {got}")]
     Unexpected {
         /// Who should answer at this address.
         expected: SpiffeId,
         /// Who the certificate says answered.
-        got: Vec<SpiffeId>,
+        got: SpiffeId,
     },
     /// It is of another trust domain.
     #[error("expected the trust domain {expected}, got {got}")]
@@ -44,12 +47,12 @@ pub enum PeerError {
     },
 }
 
-fn list(ids: &[SpiffeId]) -> String {
-    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// The SPIFFE ids among a certificate's URI names, in their order; other names are passed over.
-pub fn spiffe_ids(leaf: &CertificateDer<'_>) -> Result<Vec<SpiffeId>, PeerError> {
+/// The one SPIFFE id of a certificate: it has exactly one URI name (SPIFFE's X509-SVID, section 2), whatever other names it has.
+///
+/// # Errors
+///
+/// It cannot be read, has no URI name or several, or has one that is no workload's id.
+pub fn spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
     let unreadable = |error: &dyn fmt::Display| PeerError::NoIdentity(format!("it cannot be read: {error}"));
     let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|e| unreadable(&e))?;
     let Some(names) = cert.subject_alternative_name().map_err(|e| unreadable(&e))? else {
@@ -59,12 +62,11 @@ pub fn spiffe_ids(leaf: &CertificateDer<'_>) -> Result<Vec<SpiffeId>, PeerError>
         GeneralName::URI(uri) => Some(*uri),
         _ => None,
     });
-    let ids: Vec<SpiffeId> = uris.clone().filter_map(|uri| uri.parse().ok()).collect();
-    if ids.is_empty() {
-        let uris = uris.collect::<Vec<_>>().join(", ");
-        return Err(PeerError::NoIdentity(format!("its URI names are: {uris}")));
+    match uris.collect::<Vec<_>>()[..] {
+        [] => Err(PeerError::NoIdentity("none of its names is a URI".to_owned())),
+        [uri] => uri.parse().map_err(|error| PeerError::NoIdentity(format!("{error}"))),
+        ref several => Err(PeerError::Ambiguous(several.join(", "))),
     }
-    Ok(ids)
 }
 
 impl PeerError {
@@ -96,7 +98,7 @@ fn check_revocation(
     Ok(())
 }
 
-/// Verifies a server: chain to the roots, and one of its SPIFFE ids is the expected one. DNS names do not matter.
+/// Verifies a server: chain to the roots, and its SPIFFE id is the expected one. DNS names do not matter.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     pub(super) roots: Arc<RootCertStore>,
@@ -131,8 +133,8 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, Error> {
         self.verify_chain(end_entity, intermediates, now)
             .inspect_err(|error| self.finding.note(error, end_entity, &self.roots, now))?;
-        let got = spiffe_ids(end_entity).map_err(PeerError::into_tls)?;
-        if got.contains(&self.expected) {
+        let got = spiffe_id(end_entity).map_err(PeerError::into_tls)?;
+        if got == self.expected {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(PeerError::Unexpected { expected: self.expected.clone(), got }.into_tls())
@@ -162,7 +164,7 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Verifies a client: chain to the roots, then the trust domain of its first SPIFFE id is one of ours.
+/// Verifies a client: chain to the roots, then the trust domain of its SPIFFE id is one of ours.
 #[derive(Clone, Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
@@ -221,12 +223,11 @@ impl ClientCertVerifier for ClientVerifier {
         let verified = self
             .verify_chain(end_entity, intermediates, now)
             .inspect_err(|error| self.finding.note(error, end_entity, &self.roots, now))?;
-        match spiffe_ids(end_entity).map_err(PeerError::into_tls)?.into_iter().next() {
-            Some(id) if self.trust_domains.iter().any(|ours| ours == id.trust_domain()) => Ok(verified),
-            Some(got) => {
-                Err(PeerError::TrustDomain { expected: self.trust_domains.join(" or "), got }.into_tls())
-            }
-            None => Err(PeerError::NoIdentity("none".to_owned()).into_tls()),
+        let got = spiffe_id(end_entity).map_err(PeerError::into_tls)?;
+        if self.trust_domains.iter().any(|ours| ours == got.trust_domain()) {
+            Ok(verified)
+        } else {
+            Err(PeerError::TrustDomain { expected: self.trust_domains.join(" or "), got }.into_tls())
         }
     }
 

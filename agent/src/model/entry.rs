@@ -98,6 +98,7 @@ impl<'a> Entries<'a> {
             native_tunnel,
             waypoint: None,
             waypoint_labels: None,
+            behind: Vec::new(),
             services: Vec::new(),
             ports: endpoint.ports.clone(),
             namespace: meta.namespace,

@@ -20,7 +20,13 @@ pub(super) fn topology(world: &World, settings: &Settings) -> Topology {
     let addresses = Addresses { pods: by_address(&workloads), vips: by_vip(&services) };
     choice::resolve(world, settings, &workloads, &addresses, &mut services);
     let waypoints = waypoint::resolve(world, &mut workloads, &mut services, &addresses);
+    let mut allowed = Vec::new();
+    if settings.auto_allow_waypoint {
+        waypoint::allow::attach(&mut workloads, &services, &waypoints);
+        allowed = waypoint::allow::policies(&waypoints, &world.waypoint_policies);
+    }
     Topology {
+        waypoint_policies: allowed,
         workloads: Arc::new(workloads),
         services: Arc::new(services),
         waypoints: Arc::new(waypoints),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::waypoint::{Canary, Unbound};
 use super::{Choice, Workload};
 use crate::control::Kind;
 use crate::control::objects::{self, AddressType, EndpointSlice, Protocol, SliceConditions, TargetPort};
@@ -36,6 +37,10 @@ pub struct Service {
     pub serving: usize,
     /// Where connections to its virtual addresses go first: its place in [`super::Mesh::waypoints`].
     pub waypoint: Option<usize>,
+    /// Where some of these connections go instead.
+    pub canary: Option<Canary>,
+    /// Why the waypoint or the canary that is named for it does not count.
+    pub unbound: Option<Unbound>,
     /// Which of its endpoints are used from this node.
     pub choice: Choice,
     /// What of it is not as it was meant to be.
@@ -127,6 +132,8 @@ impl Service {
             backing: 0,
             serving: 0,
             waypoint: None,
+            canary: None,
+            unbound: None,
             choice: Choice::default(),
             notes: Vec::new(),
         };

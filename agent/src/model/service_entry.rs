@@ -78,6 +78,8 @@ impl Service {
             backing: 0,
             serving: 0,
             waypoint: None,
+            canary: None,
+            unbound: None,
             choice: Choice::default(),
             notes,
         };

@@ -88,8 +88,23 @@ impl Snapshot {
 
     /// A row for every service.
     pub fn service_rows(&self) -> Vec<ServiceRow> {
-        let row = |s: &Service| ServiceRow::new(s, self.waypoint_shown(s.waypoint, &s.namespace));
+        let row = |s: &Service| {
+            let note = self.waypoint_note(s);
+            ServiceRow::new(s, self.waypoint_shown(s.waypoint, &s.namespace), note)
+        };
         self.mesh.services.iter().map(row).collect()
+    }
+
+    /// What is notable about a service's waypoint: its canary, or why there is none; mostly empty.
+    pub fn waypoint_note(&self, service: &Service) -> String {
+        let canary = service.canary.and_then(|c| Some((self.waypoint(Some(c.waypoint))?, c.weight)));
+        match (&service.unbound, canary) {
+            (Some(reason), _) => reason.to_string(),
+            (None, Some((canary, weight))) => {
+                format!("{weight} % of connections go to the canary {}", canary.full_name())
+            }
+            (None, None) => String::new(),
+        }
     }
 
     /// The waypoint at a place of [`Mesh::waypoints`].
@@ -201,12 +216,15 @@ pub struct ServiceRow {
     pub preferred_endpoints: Vec<SocketAddr>,
     /// `None`, or `ClientIP` and for how long: `ClientIP 10800s`.
     pub affinity: String,
-    /// What of it is not as it was meant to be, and values that have no effect.
+    /// What of it is not as it was meant to be, values that have no effect, and its waypoint's canary.
     pub notes: Vec<String>,
 }
 
 impl ServiceRow {
-    fn new(service: &Service, waypoint: String) -> Self {
+    fn new(service: &Service, waypoint: String, of_waypoint: String) -> Self {
+        let of_choice = service.choice.notes.iter().map(ToString::to_string);
+        let of_waypoint = Some(of_waypoint).filter(|note| !note.is_empty());
+        let notes = service.notes.iter().cloned().chain(of_choice).chain(of_waypoint);
         Self {
             namespace: service.namespace.clone(),
             service: service.name.clone(),
@@ -222,12 +240,7 @@ impl ServiceRow {
                 .choice
                 .affinity
                 .map_or_else(|| "None".to_owned(), |seconds| format!("ClientIP {seconds}s")),
-            notes: service
-                .notes
-                .iter()
-                .cloned()
-                .chain(service.choice.notes.iter().map(ToString::to_string))
-                .collect(),
+            notes: notes.collect(),
         }
     }
 }

@@ -1,13 +1,19 @@
 //! Waypoints: which Gateways are some, who serves them, and whose traffic goes to them first. Istio's rules: `waypoints.go` of
 //! istiod's ambient index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Addresses, Service, Workload, World};
 use crate::control::Kind;
-use crate::control::objects::{FromNamespaces, Gateway, Listener, Namespace};
+use crate::control::objects::{Gateway, Listener, Metadata};
 use crate::identity::SpiffeId;
+use find::Finder;
+
+pub(super) mod allow;
+mod find;
+
+pub use find::Unbound;
 
 /// Names the waypoint of a Service, a Pod, or all of a Namespace's. `none`: it has none.
 pub(crate) const USE: &str = "istio.io/use-waypoint";
@@ -66,6 +72,8 @@ pub struct Waypoint {
     pub instances: Vec<(SocketAddr, SpiffeId)>,
     /// How much this node prefers those that its Service prefers, as in [`super::ServicePort::ranked`].
     ranks: HashMap<SocketAddr, u8>,
+    /// As whom its pods go on to the workloads: of all that bear its name in the label of istiod's deployments, ready or not.
+    pub identities: BTreeSet<SpiffeId>,
     /// For connections to virtual addresses of services.
     services: bool,
     /// For connections to addresses of workloads.
@@ -79,6 +87,15 @@ impl Waypoint {
     }
 }
 
+/// A second waypoint of a Service, on trial.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Canary {
+    /// Its place in [`super::Mesh::waypoints`].
+    pub waypoint: usize,
+    /// How many of a hundred new connections go there, 0 to 100.
+    pub weight: u8,
+}
+
 /// Finds the waypoints, and tells workloads and services which is theirs.
 pub(super) fn resolve(
     world: &World,
@@ -89,33 +106,34 @@ pub(super) fn resolve(
     let mut waypoints = Vec::new();
     let mut places: HashMap<(&str, &str), Vec<(usize, &Listener)>> = HashMap::new();
     for gateway in world.gateways.values() {
-        let Some((waypoint, listener)) = Waypoint::new(gateway, workloads, services, addresses) else {
+        let Some((waypoint, listener)) = Waypoint::new(world, gateway, workloads, services, addresses) else {
             continue;
         };
         let meta = &gateway.metadata;
         places.entry((&meta.namespace, &meta.name)).or_default().push((waypoints.len(), listener));
         waypoints.push(waypoint);
     }
-    if waypoints.is_empty() {
-        return waypoints;
-    }
     let finder = Finder { world, places, waypoints: &waypoints };
-    for workload in workloads.iter_mut().filter(|w| !w.labels.contains_key(GATEWAY_NAME)) {
+    let without = |w: &&mut Workload| waypoints.is_empty() || w.labels.contains_key(GATEWAY_NAME);
+    for workload in workloads.iter_mut().filter(|w| !without(w)) {
         let labels = workload.waypoint_labels.as_ref().unwrap_or(&workload.labels);
-        workload.waypoint = finder.find(labels, &workload.namespace, |w| w.workloads);
+        workload.waypoint = finder.of_workload(labels, &workload.namespace);
     }
     for service in services.iter_mut() {
         let key = (service.namespace.clone(), service.name.clone());
-        let object = match service.kind {
+        let meta = match service.kind {
             Kind::ServiceEntry => world.service_entries.get(&key).map(|o| &o.metadata),
             _ => world.services.get(&key).map(|o| &o.metadata),
         };
-        let Some(labels) = object.map(|meta| &meta.labels) else { continue };
-        if !labels.contains_key(MANAGED) && !labels.contains_key(GATEWAY_NAME) {
-            service.waypoint = finder.find(labels, &service.namespace, |w| w.services);
-        }
+        let Some(meta) = meta.filter(|meta| !serves_a_gateway(meta)) else { continue };
+        finder.bind(service, meta);
     }
     waypoints
+}
+
+/// Whether a Service is a waypoint's own (or another Gateway's): it has no waypoint.
+fn serves_a_gateway(meta: &Metadata) -> bool {
+    meta.labels.contains_key(MANAGED) || meta.labels.contains_key(GATEWAY_NAME)
 }
 
 impl Waypoint {
@@ -125,6 +143,7 @@ impl Waypoint {
     }
 
     fn new<'a>(
+        world: &World,
         gateway: &'a Gateway,
         workloads: &[Workload],
         services: &[Service],
@@ -135,12 +154,15 @@ impl Waypoint {
             return None; // not ready: whoever names it has no waypoint
         }
         let meta = &gateway.metadata;
-        let kinds = meta.labels.get(FOR).map_or("service", String::as_str);
+        let class = world.gateway_classes.get(&(String::new(), gateway.spec.gateway_class_name.clone()));
+        let of_class = || class.and_then(|class| class.metadata.labels.get(FOR));
+        let kinds = meta.labels.get(FOR).or_else(of_class).map_or("service", String::as_str);
         let mut waypoint = Self {
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
             instances: Vec::new(),
             ranks: HashMap::new(),
+            identities: identities(meta, workloads),
             services: matches!(kinds, "service" | "all"),
             workloads: matches!(kinds, "workload" | "all"),
         };
@@ -180,47 +202,12 @@ impl Waypoint {
     }
 }
 
-/// From labels to a waypoint.
-struct Finder<'a> {
-    world: &'a World,
-    places: HashMap<(&'a str, &'a str), Vec<(usize, &'a Listener)>>,
-    waypoints: &'a [Waypoint],
-}
-
-impl Finder<'_> {
-    /// The waypoint of an object in `namespace`: what its labels say, else what those of its namespace say.
-    fn find(
-        &self,
-        labels: &BTreeMap<String, String>,
-        namespace: &str,
-        serves: impl Fn(&Waypoint) -> bool,
-    ) -> Option<usize> {
-        let home = self.world.namespaces.get(&(String::new(), namespace.to_owned()));
-        let inherited = || chosen(&home?.metadata.labels, namespace);
-        let Choice::Gateway { namespace: of, name, .. } = chosen(labels, namespace).or_else(inherited)?
-        else {
-            return None;
-        };
-        let home = home.map(AsRef::as_ref);
-        let candidates = self.places.get(&(of, name))?;
-        let attached = candidates.iter().find(|(_, listener)| may_attach(listener, of, namespace, home));
-        let (place, _) = attached?;
-        self.waypoints.get(*place).is_some_and(serves).then_some(*place)
-    }
-}
-
-/// Whether objects of `namespace` may attach to a listener of a Gateway in `of`.
-fn may_attach(listener: &Listener, of: &str, namespace: &str, home: Option<&Namespace>) -> bool {
-    let allowed = &listener.allowed_routes.namespaces;
-    match allowed.from.unwrap_or_default() {
-        FromNamespaces::All => true,
-        FromNamespaces::Same => of == namespace,
-        FromNamespaces::None => false,
-        FromNamespaces::Selector => {
-            let selector = allowed.selector.as_ref();
-            selector.is_some_and(|selector| home.is_some_and(|home| selector.matches(&home.metadata.labels)))
-        }
-    }
+fn identities(gateway: &Metadata, workloads: &[Workload]) -> BTreeSet<SpiffeId> {
+    let is_own = |w: &&Workload| {
+        w.namespace == gateway.namespace
+            && w.labels.get(GATEWAY_NAME).is_some_and(|name| *name == gateway.name)
+    };
+    workloads.iter().filter(is_own).map(|w| w.identity.clone()).collect()
 }
 
 #[cfg(test)]

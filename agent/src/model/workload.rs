@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::owner::owner;
 use crate::control::Kind;
@@ -72,6 +73,9 @@ pub struct Workload {
     pub waypoint: Option<usize>,
     /// The labels that decide on its waypoint, where those are not `labels`.
     pub(super) waypoint_labels: Option<BTreeMap<String, String>>,
+    /// The waypoints (`namespace/name`) that may have it in any case, with `--auto-allow-waypoint`: its own, and those of its
+    /// services.
+    pub behind: Vec<Arc<str>>,
     /// Who it is when it is enrolled.
     pub identity: SpiffeId,
     /// The services that it backs, as `namespace/name`.
@@ -128,6 +132,7 @@ impl Workload {
             native_tunnel: native_tunnel(pod),
             waypoint: None,
             waypoint_labels: None,
+            behind: Vec::new(),
             identity,
             services: Vec::new(),
             ports: named_ports(pod),

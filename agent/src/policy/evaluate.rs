@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -54,12 +55,13 @@ impl Answer {
 #[derive(Clone, Copy, Debug)]
 #[expect(
     missing_docs,
-    reason = "the destination's namespace, labels, address and port; `peer` is `None` for plaintext"
+    reason = "the destination's namespace, labels, waypoints, address and port; `peer` is `None` for plaintext"
 )]
 pub struct Question<'a> {
     pub settings: &'a Settings,
     pub namespace: &'a str,
     pub labels: &'a BTreeMap<String, String>,
+    pub behind: &'a [Arc<str>],
     pub peer: Option<&'a SpiffeId>,
     pub source: IpAddr,
     pub destination: IpAddr,
@@ -136,6 +138,7 @@ fn applies(question: &Question<'_>, policy: &AuthorizationPolicy) -> bool {
     let chosen = match &policy.attachment {
         Attachment::All => true,
         Attachment::Selector(wanted) => has(question.labels, wanted),
+        Attachment::Behind(waypoint) => return question.behind.iter().any(|name| **name == **waypoint),
         Attachment::Waypoint => false,
     };
     near && chosen

@@ -395,7 +395,7 @@ impl TryFrom<RawPeerAuthentication> for PeerAuthentication {
         }
         let selector = match selected(spec.selector.as_ref())? {
             Attachment::Selector(labels) => Some(labels),
-            Attachment::All | Attachment::Waypoint => None,
+            Attachment::All | Attachment::Behind(_) | Attachment::Waypoint => None,
         };
         Ok(Self {
             namespace: metadata.namespace,

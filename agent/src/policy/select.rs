@@ -15,6 +15,8 @@ pub struct Applicable<'a> {
     root_namespace: &'a str,
     mesh: Bucket<'a>,
     by_namespace: HashMap<&'a str, Bucket<'a>>,
+    /// By the waypoint that lets itself in.
+    behind: HashMap<&'a str, &'a Arc<AuthorizationPolicy>>,
     authn: HashMap<&'a str, Vec<&'a PeerAuthentication>>,
 }
 
@@ -30,7 +32,7 @@ impl<'a> Bucket<'a> {
     fn add(&mut self, policy: &'a Arc<AuthorizationPolicy>) {
         let label = match &policy.attachment {
             Attachment::Selector(selector) => selector.first_key_value(),
-            Attachment::All | Attachment::Waypoint => None,
+            Attachment::All | Attachment::Behind(_) | Attachment::Waypoint => None,
         };
         match label {
             Some((key, value)) => self.by_label.entry((key, value)).or_default().push(policy),
@@ -59,10 +61,13 @@ impl<'a> Applicable<'a> {
             root_namespace,
             mesh: Bucket::default(),
             by_namespace: HashMap::new(),
+            behind: HashMap::new(),
             authn: HashMap::new(),
         };
         for policy in policies.into_iter().filter(|p| p.attachment != Attachment::Waypoint) {
-            if policy.namespace == root_namespace {
+            if let Attachment::Behind(waypoint) = &policy.attachment {
+                index.behind.insert(waypoint, policy);
+            } else if policy.namespace == root_namespace {
                 index.mesh.add(policy);
             } else {
                 index.by_namespace.entry(&policy.namespace).or_default().add(policy);
@@ -74,11 +79,12 @@ impl<'a> Applicable<'a> {
         index
     }
 
-    /// Those that apply to a workload, in the order of namespace and name.
+    /// Those that apply to a workload `behind` these waypoints, in the order of namespace and name.
     pub fn policies(
         &self,
         namespace: &str,
         labels: &BTreeMap<String, String>,
+        behind: &[Arc<str>],
     ) -> Vec<&'a Arc<AuthorizationPolicy>> {
         let own = self.by_namespace.get(namespace).into_iter().flat_map(|bucket| bucket.candidates(labels));
         let mut found: Vec<_> = self
@@ -90,8 +96,9 @@ impl<'a> Applicable<'a> {
                     policy.namespace == namespace || policy.scope(self.root_namespace) == Scope::Mesh
                 }
                 Attachment::Selector(selector) => matches_labels(selector, labels),
-                Attachment::Waypoint => false,
+                Attachment::Behind(_) | Attachment::Waypoint => false,
             })
+            .chain(behind.iter().filter_map(|waypoint| self.behind.get(&**waypoint).copied()))
             .collect();
         found.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         found

@@ -33,7 +33,7 @@ impl AuthorizationPolicy {
     pub fn scope(&self, root_namespace: &str) -> Scope {
         match &self.attachment {
             Attachment::Waypoint => Scope::Waypoint,
-            Attachment::Selector(_) => Scope::Workload,
+            Attachment::Behind(_) | Attachment::Selector(_) => Scope::Workload,
             Attachment::All if self.namespace == root_namespace => Scope::Mesh,
             Attachment::All => Scope::Namespace,
         }
@@ -85,6 +85,8 @@ pub enum Attachment {
     All,
     /// Those with all of these labels.
     Selector(BTreeMap<String, String>),
+    /// Those behind this waypoint (`namespace/name`), wherever they are: made by `--auto-allow-waypoint`, in no manifest.
+    Behind(String),
     /// `targetRefs`: waypoints enforce it.
     Waypoint,
 }

@@ -97,6 +97,7 @@ pub(crate) struct MeshSettings {
     pub(crate) root_namespace: String,
     /// `fail-safe` or `istio`.
     pub(crate) l7_deny: String,
+    pub(crate) auto_allow_waypoint: bool,
 }
 
 impl Default for MeshSettings {
@@ -106,6 +107,7 @@ impl Default for MeshSettings {
             trust_domain_aliases: Vec::new(),
             root_namespace: "istio-system".to_owned(),
             l7_deny: "fail-safe".to_owned(),
+            auto_allow_waypoint: false,
         }
     }
 }

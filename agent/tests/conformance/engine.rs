@@ -38,6 +38,7 @@ impl Scene {
                 "istio" => L7Deny::Istio,
                 other => return Err(anyhow!("l7Deny {other:?} is neither fail-safe nor istio")),
             },
+            auto_allow_waypoint: mesh.auto_allow_waypoint,
             ..Settings::default()
         };
         Ok(Self { settings, world: World::default(), interner: Interner::new() })
@@ -94,6 +95,7 @@ impl Picture {
             settings: &self.mesh.settings,
             namespace: &workload.namespace,
             labels: &workload.labels,
+            behind: &workload.behind,
             peer: peer.as_ref(),
             source: question.from_ip,
             destination: question.to_ip,

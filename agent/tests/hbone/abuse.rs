@@ -12,8 +12,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::raw::{
-    ACK, ATTACKER, CONTINUATION, DATA, END_HEADERS, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, GOAWAY, HEADERS,
-    PING, PREFACE, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, connect, connect_block, frame, rst, tcp,
+    ACK, ATTACKER, CONTINUATION, DATA, END_HEADERS, ENHANCE_YOUR_CALM, End, FLOW_CONTROL_ERROR, GOAWAY,
+    HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, connect, connect_block, frame, rst,
+    tcp,
 };
 use crate::round_trip;
 use crate::world::{Setup, World, eventually};
@@ -73,6 +74,11 @@ impl Siege {
         round_trip(&mut self.world.connect().await, b"after").await;
     }
 
+    /// One connection was ended for what it did. The peer may know before it is counted.
+    async fn one_is_ended(&self, what: &str) {
+        eventually(what, || (self.counter(abused) == 1).then_some(())).await;
+    }
+
     fn target(&self) -> std::net::SocketAddr {
         self.world.mesh.target.lock().unwrap().unwrap()
     }
@@ -80,6 +86,11 @@ impl Siege {
 
 fn abused(counters: &culvert::proxy::Counters) -> &AtomicU64 {
     &counters.inbound_abused
+}
+
+/// Whether it was told why, or has not heard: who goes on sending may be reset before it reads the GOAWAY.
+fn calmed(end: &End) -> bool {
+    matches!(end.code, None | Some(ENHANCE_YOUR_CALM))
 }
 
 /// CVE-2023-44487.
@@ -95,9 +106,8 @@ async fn rapid_resets_end_the_connection() {
             .collect()
     };
     let (sent, end) = raw.flood(2000, pairs).await;
-    assert_eq!(end.code, Some(ENHANCE_YOUR_CALM), "after {sent} times 50");
-    assert!(sent < 2000);
-    assert_eq!(siege.counter(abused), 1);
+    assert!(sent < 2000 && calmed(&end), "{sent} {end:?}");
+    siege.one_is_ended("rapid reset").await;
     println!(
         "ended after {sent} x 50 resets, {} tunnels opened meanwhile",
         siege.counter(|c| &c.inbound_opened) - before
@@ -144,8 +154,8 @@ async fn endless_headers_end_the_connection() {
             _ => frame(CONTINUATION, 0, 1, &field),
         })
         .await;
-    assert!(sent < 5000 && end.code == Some(ENHANCE_YOUR_CALM), "{sent} {end:?}");
-    assert_eq!(siege.counter(abused), 1);
+    assert!(sent < 5000 && calmed(&end), "{sent} {end:?}");
+    siege.one_is_ended("CONTINUATION flood").await;
     siege.end("CONTINUATION flood").await;
 }
 
@@ -187,7 +197,7 @@ async fn floods_of_frames_that_carry_nothing_end_the_connection() {
         let (sent, end) = raw.flood(100_000, |_| part.repeat(100)).await;
         assert!(sent < 100_000 && end.frames.len() < 1010, "{what}: {sent} {end:?}");
         println!("{what}: ended after {:?}, {} frames were answered", start.elapsed(), end.frames.len());
-        assert_eq!(siege.counter(abused), 1, "{what}");
+        siege.one_is_ended(what).await;
         siege.end(what).await;
     }
 }
@@ -213,7 +223,7 @@ async fn a_window_beyond_all_bounds_ends_the_connection() {
     let update = frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes());
     raw.send(&update.repeat(2)).await.unwrap();
     assert_eq!(raw.ended().await.code, Some(FLOW_CONTROL_ERROR));
-    assert_eq!(siege.counter(abused), 1);
+    siege.one_is_ended("WINDOW_UPDATE overflow").await;
     siege.end("WINDOW_UPDATE overflow").await;
 }
 

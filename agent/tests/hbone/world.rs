@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use culvert::hbone::{Destination, HboneConfig};
 use culvert::identity::{
-    Ca, CertStore, EmbeddedCa, PeerRules, Revocations, SignedChain, SpiffeId, WorkloadCert,
+    Ca, CertStore, Compliance, EmbeddedCa, PeerRules, Revocations, SignedChain, SpiffeId, WorkloadCert,
 };
 use culvert::proxy::{Hop, Mesh, PodProxy, ProxyConfig, Shared, Stage, TunnelFlow, open_at, serve_pod};
 use culvert::sys::netns_cookie;
@@ -150,6 +150,7 @@ pub(crate) struct Setup {
     pub(crate) impostor: Option<SocketAddr>,
     /// Revocation lists that both agents follow.
     pub(crate) crl: Option<std::path::PathBuf>,
+    pub(crate) compliance: Compliance,
 }
 
 impl Default for Setup {
@@ -161,6 +162,7 @@ impl Default for Setup {
             proxy: ProxyConfig::default(),
             impostor: None,
             crl: None,
+            compliance: Compliance::None,
         }
     }
 }
@@ -192,7 +194,7 @@ impl World {
         let mut serve = |ip: IpAddr, account: &str, hbone_port, stop: &CancellationToken| {
             let ca = EmbeddedCa::open(ca_dir.path(), setup.ttl).unwrap();
             let revocations = setup.crl.clone().map(Revocations::follow).unwrap_or_default();
-            let rules = PeerRules { revocations, ..PeerRules::default() };
+            let rules = PeerRules { revocations, compliance: setup.compliance, ..PeerRules::default() };
             let certs = CertStore::with_rules(Ca::Embedded(ca), rules);
             let config = ProxyConfig {
                 hbone_port,
@@ -298,7 +300,7 @@ impl World {
             EmbeddedCa::open(dir, DAY).unwrap().sign_for_period(&identity, &key, now, now + DAY).unwrap()
         };
         let signed = SignedChain { chain: sign(dir).chain, roots: sign(self.ca_dir.path()).roots };
-        WorkloadCert::new(identity.clone(), &key, signed, &[]).unwrap()
+        WorkloadCert::new(identity.clone(), &key, signed, &PeerRules::default()).unwrap()
     }
 
     /// A certificate of this mesh's CA.
@@ -313,5 +315,5 @@ pub(crate) fn cert_from(dir: &Path, identity: SpiffeId, age: Duration, ttl: Dura
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
     let start = SystemTime::now() - age;
     let signed = ca.sign_for_period(&identity, &key, start, start + ttl).unwrap();
-    WorkloadCert::new(identity, &key, signed, &[]).unwrap()
+    WorkloadCert::new(identity, &key, signed, &PeerRules::default()).unwrap()
 }

@@ -47,11 +47,12 @@ pub(crate) fn rows_decide_as_the_reference(objects: Vec<Object>) {
     let enrolled = mesh.workloads.iter().enumerate().filter(|(_, w)| w.enrolled).take(MOST);
     for (peer, (n, workload)) in peers.flat_map(|peer| enrolled.clone().map(move |w| (peer, w))) {
         let (namespace, labels, settings) = (workload.namespace.as_str(), &workload.labels, &settings);
+        let behind = &workload.behind[..];
         let from = sources.iter().flatten().flat_map(|ip| PORTS.map(|port| (*ip, port)));
         for ((source, port), destination) in
             from.flat_map(|from| workload.addresses.iter().map(move |ip| (from, *ip)))
         {
-            let question = Question { settings, namespace, labels, peer, source, destination, port };
+            let question = Question { settings, namespace, labels, behind, peer, source, destination, port };
             let class = compiled.class_of(n, destination);
             let decision = class.map(|class| compiled.decide(class, peer, source, port));
             let reference = evaluate(&question, &policies, &authn);

@@ -24,7 +24,7 @@ impl<'a> Reach<'a> {
         match &policy.attachment {
             Attachment::All => Some(Self { namespace, selector: None }),
             Attachment::Selector(selector) => Some(Self { namespace, selector: Some(selector) }),
-            Attachment::Waypoint => None,
+            Attachment::Behind(_) | Attachment::Waypoint => None,
         }
     }
 

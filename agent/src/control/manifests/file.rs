@@ -252,6 +252,7 @@ fn object(kind: Kind, node: &Node) -> Result<Object, FieldError> {
         }
         Kind::Service => Object::Service(Arc::new(plain!(Service, kind, node))),
         Kind::Gateway => Object::Gateway(Arc::new(plain!(Gateway, kind, node))),
+        Kind::GatewayClass => Object::GatewayClass(Arc::new(plain!(GatewayClass, kind, node))),
         Kind::ServiceAccount => Object::ServiceAccount(Arc::new(plain!(ServiceAccount, kind, node))),
         Kind::ServiceEntry => {
             let entry = plain!(ServiceEntry, kind, node);

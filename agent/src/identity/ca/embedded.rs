@@ -245,7 +245,7 @@ mod tests {
         let id = SpiffeId::new("cluster.local", "test", "default");
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let signed = ca.sign(&id, &key).unwrap();
-        assert_eq!(crate::identity::spiffe_ids(&signed.chain[0]).unwrap(), std::slice::from_ref(&id));
+        assert_eq!(crate::identity::spiffe_id(&signed.chain[0]).unwrap(), id);
         let (_, cert) = x509_parser::parse_x509_certificate(&signed.chain[0]).unwrap();
         assert_eq!(cert.subject().iter().count(), 0);
         let validity = cert.validity();

@@ -16,9 +16,9 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::super::{SpiffeId, spiffe_ids, tls};
+use super::super::{Compliance, SpiffeId, crypto};
 use super::wire::{self, CertificateRequest, CertificateResponse, Code};
-use super::{CaError, SignedChain};
+use super::{CaError, SignedChain, answer};
 
 /// For one request, from the connection to the answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -38,6 +38,8 @@ pub struct RemoteConfig {
     pub cluster: String,
     /// The lifetime that is asked for.
     pub ttl: Duration,
+    /// What TLS leaves out.
+    pub compliance: Compliance,
 }
 
 /// The client.
@@ -98,7 +100,7 @@ impl RemoteCa {
             answer = call => answer?,
             end = connection => return Err(end.map_or_else(|e| format!("HTTP/2: {e}"), |()| "it hung up".to_owned())),
         };
-        chain(&answer, identity, key)
+        answer::check(&answer, identity, key).map_err(|problem| format!("its answer is not used: {problem}"))
     }
 
     fn request(&self) -> Result<Request<()>, String> {
@@ -126,7 +128,7 @@ impl RemoteCa {
 
     fn settings(&self) -> Result<Arc<ClientConfig>, String> {
         let roots = read_roots(&self.config.root)?;
-        let mut config = ClientConfig::builder_with_provider(tls::provider())
+        let mut config = ClientConfig::builder_with_provider(crypto::provider(self.config.compliance))
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots)
@@ -192,36 +194,4 @@ fn refused(code: u32, text: &str) -> String {
         _ => "",
     };
     format!("it refused (gRPC status {code}): {text}{hint}")
-}
-
-/// The leaf and what leads to the root, which comes last; all that issue themselves are roots.
-fn chain(answer: &CertificateResponse, identity: &SpiffeId, key: &KeyPair) -> Result<SignedChain, String> {
-    let mut certs = Vec::new();
-    for pem in &answer.cert_chain {
-        for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            certs.push(cert.map_err(|error| format!("its answer: not PEM: {error}"))?);
-        }
-    }
-    let Some(leaf) = certs.first() else { return Err("its answer holds no certificate".to_owned()) };
-    let got = spiffe_ids(leaf).map_err(|error| format!("its answer: {error}"))?;
-    if got != std::slice::from_ref(identity) {
-        return Err(format!("it signed for another identity than {identity}: {got:?}"));
-    }
-    let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|error| error.to_string())?;
-    if cert.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-        return Err("it signed another key than was asked for".to_owned());
-    }
-    let last = certs.len() - 1;
-    let (mut chain, mut roots) = (Vec::new(), Vec::new());
-    for (n, cert) in certs.into_iter().enumerate() {
-        if n > 0 && (n == last || super::is_self_issued(&cert)) {
-            roots.push(cert);
-        } else {
-            chain.push(cert);
-        }
-    }
-    if roots.is_empty() {
-        return Err("its answer holds no root after the leaf".to_owned());
-    }
-    Ok(SignedChain { chain, roots })
 }

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::super::{SpiffeId, tls};
+use super::super::{Compliance, SpiffeId, crypto};
 use super::wire::{self, CertificateRequest, CertificateResponse, Code};
 use super::{CaError, EmbeddedCa};
 
@@ -44,6 +44,8 @@ pub struct ServiceConfig {
     pub longest: Duration,
     /// DNS names and addresses under which the service is reached.
     pub names: Vec<String>,
+    /// What TLS leaves out.
+    pub compliance: Compliance,
 }
 
 /// The service.
@@ -248,7 +250,7 @@ fn own_certificate(ca: &EmbeddedCa, config: &ServiceConfig) -> Result<Arc<Server
     let (signed, key) = ca.authority().sign_server(&config.names, OWN_TTL)?;
     let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes())
         .map_err(|error| problem(error.to_string()))?;
-    let mut settings = ServerConfig::builder_with_provider(tls::provider())
+    let mut settings = ServerConfig::builder_with_provider(crypto::provider(config.compliance))
         .with_protocol_versions(&[&TLS13])
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(signed.chain, key))
         .map_err(|error| problem(error.to_string()))?;

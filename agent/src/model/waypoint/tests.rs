@@ -125,3 +125,163 @@ fn a_waypoint_has_none_itself() {
     assert!(mesh.workloads.iter().all(|w| w.waypoint.is_none()));
     assert!(mesh.services.iter().all(|s| s.waypoint.is_none()));
 }
+
+#[test]
+fn the_class_says_for_what_traffic_unless_the_gateway_does() {
+    let with_class = |gateway: &str, class: &str| {
+        let text = gateways(
+            "w",
+            gateway,
+            &format!(
+                "---\napiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: istio-waypoint, labels: \
+                 {{{class}}}}}\nspec: {{controllerName: istio.io/mesh-controller}}\n"
+            ),
+        );
+        let shop = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n\
+                    ---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop}\nspec: {clusterIPs: [10.96.0.1]}\n\
+                    ---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\nstatus: {podIPs: [{ip: 10.0.0.1}]}\n";
+        bound(&resolved(&(text + shop)))
+    };
+    let label = |kind: &str| format!("istio.io/waypoint-for: {kind}");
+    assert_eq!(with_class("", ""), (true, false));
+    assert_eq!(with_class("", &label("workload")), (false, true));
+    assert_eq!(with_class(&label("service"), &label("workload")), (true, false));
+    assert_eq!(with_class(&label("all"), &label("none")), (true, true));
+}
+
+/// A Gateway of `shop` that is ready, and whatever follows.
+fn gateways(name: &str, labels: &str, more: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: shop, labels: \
+         {{{labels}}}}}\nspec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n\
+         status: {{addresses: [{{value: 10.0.0.9}}]}}\n{more}"
+    )
+}
+
+fn resolved(text: &str) -> Mesh {
+    let read = manifests::read_bytes(Path::new("test.yaml"), text.as_bytes()).expect("valid YAML");
+    assert!(read.problems.is_empty(), "{:?}", read.problems);
+    let mut world = World::default();
+    world.apply(read.valid.into_iter().filter_map(|d| d.object).map(Update::Upsert).collect());
+    world.resolve(&Settings::default())
+}
+
+/// What the metadata of a Service and of its Namespace make of the waypoints `w` and `v2`, and of `pods`, which is for pods: the
+/// waypoint, the canary and its weight, or the reason.
+fn shifted(service: &str, namespace: &str) -> (Option<String>, Option<(String, u8)>, String) {
+    let more = gateways("v2", "", "---\n") + &gateways("pods", "istio.io/waypoint-for: workload", "---\n");
+    let text = gateways("w", "", "---\n")
+        + &more
+        + &format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, {namespace}}}\n---\napiVersion: v1\nkind: Service\n\
+             metadata: {{name: s, namespace: shop, {service}}}\nspec: {{clusterIPs: [10.96.0.1]}}\n"
+        );
+    let mesh = resolved(&text);
+    let service = mesh.services.iter().find(|s| s.name == "s").unwrap();
+    let name = |place: usize| mesh.waypoints[place].name.clone();
+    let canary = service.canary.map(|canary| (name(canary.waypoint), canary.weight));
+    let reason = service.unbound.as_ref().map_or_else(String::new, ToString::to_string);
+    (service.waypoint.map(name), canary, reason)
+}
+
+fn meta(labels: &str, weight: &str) -> String {
+    let annotations = if weight.is_empty() {
+        String::new()
+    } else {
+        format!(", annotations: {{istio.io/use-waypoint-canary-weight: \"{weight}\"}}")
+    };
+    format!("labels: {{{labels}}}{annotations}")
+}
+
+const W: &str = "istio.io/use-waypoint: w";
+const V2: &str = "istio.io/use-waypoint-canary: v2";
+
+#[test]
+fn a_canary_takes_its_share() {
+    let both = format!("{W}, {V2}");
+    let primary = || Some("w".to_owned());
+    let weighed = |weight| Some(("v2".to_owned(), weight));
+    for (text, weight) in [("", 0), ("0", 0), ("7", 7), ("100", 100)] {
+        assert_eq!(shifted(&meta(&both, text), ""), (primary(), weighed(weight), String::new()), "{text:?}");
+    }
+    for label in ["", "none"] {
+        let off = format!("{W}, istio.io/use-waypoint-canary: \"{label}\"");
+        assert_eq!(shifted(&meta(&off, "7"), ""), (primary(), None, String::new()));
+    }
+    let elsewhere = format!("{both}, istio.io/use-waypoint-canary-namespace: shop");
+    assert_eq!(shifted(&meta(&elsewhere, "7"), "").1, weighed(7));
+    // Without a waypoint there is nothing to be taken from.
+    assert_eq!(shifted(&meta(V2, "7"), ""), (None, None, String::new()));
+}
+
+#[test]
+fn a_namespaces_canary_is_for_services_that_take_their_waypoint_from_it() {
+    let home = meta(&format!("{W}, {V2}"), "7");
+    let weighed = |weight| Some(("v2".to_owned(), weight));
+    assert_eq!(shifted(&meta("", ""), &home).1, weighed(7));
+    assert_eq!(shifted(&meta("", "9"), &home).1, weighed(9), "its own weight");
+    assert_eq!(shifted(&meta("istio.io/use-waypoint-canary: none", ""), &home).1, None);
+    assert_eq!(shifted(&meta(V2, ""), &meta(W, "8")).1, weighed(8));
+    assert_eq!(shifted(&meta(W, ""), &home).1, None, "the service names its waypoint itself");
+    assert_eq!(
+        shifted(&meta(&format!("{W}, {V2}"), ""), &home).1,
+        weighed(0),
+        "and then its canary's weight"
+    );
+    assert_eq!(shifted(&meta("istio.io/use-waypoint: none", ""), &home), (None, None, String::new()));
+}
+
+#[test]
+fn a_canary_that_cannot_be_leaves_all_to_the_waypoint_and_says_why() {
+    for weight in ["101", "-1", "7%", "1.5", "many"] {
+        let (waypoint, canary, reason) = shifted(&meta(&format!("{W}, {V2}"), weight), "");
+        assert_eq!((waypoint.as_deref(), canary), (Some("w"), None), "{weight}");
+        assert!(reason.starts_with("CanaryInvalidWeight: canary waypoint \"shop/v2\""), "{weight}: {reason}");
+    }
+    for (name, says) in [
+        ("w", "CanarySameAsPrimary: canary waypoint \"shop/w\""),
+        ("gone", "WaypointIsNotReady: waypoint \"shop/gone\""),
+        ("pods", "UnsupportedTrafficType: attempting to bind to traffic type \"service\""),
+        ("v2, istio.io/use-waypoint-canary-namespace: other", "WaypointIsNotReady: waypoint \"other/v2\""),
+    ] {
+        let labels = format!("{W}, istio.io/use-waypoint-canary: {name}");
+        let (waypoint, canary, reason) = shifted(&meta(&labels, "7"), "");
+        assert_eq!((waypoint.as_deref(), canary), (Some("w"), None), "{name}");
+        assert!(reason.starts_with(says), "{name}: {reason}");
+    }
+}
+
+#[test]
+fn a_service_says_why_it_has_no_waypoint() {
+    for (name, says) in [("gone", "WaypointIsNotReady: "), ("pods", "UnsupportedTrafficType: ")] {
+        let (waypoint, _, reason) = shifted(&meta(&format!("istio.io/use-waypoint: {name}"), ""), "");
+        assert!(waypoint.is_none() && reason.starts_with(says), "{reason}");
+    }
+}
+
+#[test]
+fn policies_for_waypoints_are_the_same_objects_as_long_as_nothing_changes() {
+    let text = gateways("w", "", "---\n")
+        + "apiVersion: v1\nkind: Pod\nmetadata: {name: w-0, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: w}}\n\
+           status: {podIPs: [{ip: 10.0.0.9}]}\n";
+    let read = |text: &str| {
+        let read = manifests::read_bytes(Path::new("test.yaml"), text.as_bytes()).expect("valid YAML");
+        read.valid.into_iter().filter_map(|d| d.object).map(Update::Upsert).collect::<Vec<_>>()
+    };
+    let settings = Settings { auto_allow_waypoint: true, ..Settings::default() };
+    let mut world = World::default();
+    world.apply(read(&text));
+    let before = world.resolve(&settings).policies;
+    assert_eq!(before[0].full_name(), "shop/istio_allow_waypoint_shop_w");
+    world.apply(read(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\nstatus: {podIPs: [{ip: 10.0.0.1}]}",
+    ));
+    let after = world.resolve(&settings).policies;
+    assert!(after.len() == 1 && std::sync::Arc::ptr_eq(&before[0], &after[0]), "{after:?}");
+    // Another account among its pods: another policy.
+    world.apply(read(&text.replace("w-0", "w-1").replace(
+        "status: {podIPs: [{ip: 10.0.0.9}]}",
+        "spec: {serviceAccountName: x}\nstatus: {podIPs: [{ip: 10.0.0.8}]}",
+    )));
+    assert_ne!(world.resolve(&settings).policies[0], before[0]);
+}

@@ -13,7 +13,7 @@ use crate::model::{Mesh, Workload};
 use crate::policy::intern::Room;
 use crate::policy::lower::{L4Policy, lower};
 use crate::policy::{
-    Applicable, AuthorizationPolicy, Code, Finding, Interner, PeerAuthentication, Strictness,
+    Applicable, Attachment, AuthorizationPolicy, Code, Finding, Interner, PeerAuthentication, Strictness,
 };
 
 /// See the module.
@@ -30,6 +30,9 @@ pub(in crate::policy) struct Cache {
     tables: Tables,
 }
 
+/// What the policies of a workload depend on: its namespace, its labels, and the waypoints that it is behind.
+type Selected<'a> = (&'a str, &'a BTreeMap<String, String>, &'a [Arc<str>]);
+
 struct Lowered {
     /// With a serial number, which stands for its content.
     policy: Option<(u64, Arc<L4Policy>)>,
@@ -38,7 +41,7 @@ struct Lowered {
     object: Arc<AuthorizationPolicy>,
 }
 
-/// Workloads by namespace and labels: those of a group are selected by the same policies.
+/// Workloads by namespace, labels and waypoints: those of a group are selected by the same policies.
 #[derive(Default)]
 struct Groups {
     workloads: Arc<Vec<Workload>>,
@@ -136,7 +139,7 @@ impl Cache {
             if self.policies.contains_key(&place(policy)) {
                 continue;
             }
-            concerned.insert(policy.namespace.clone());
+            concerned.insert(reach(policy, &mesh.settings.root_namespace));
             let (lowered, findings) = lower(policy, &mesh.settings);
             if let Some(lowered) = &lowered {
                 interner.policy(&lowered.name);
@@ -148,7 +151,7 @@ impl Cache {
         if self.policies.len() > mesh.policies.len() {
             let present: HashSet<_> = mesh.policies.iter().map(place).collect();
             let gone = self.policies.extract_if(|place, _| !present.contains(place));
-            concerned.extend(gone.map(|(_, lowered)| lowered.object.namespace.clone()));
+            concerned.extend(gone.map(|(_, lowered)| reach(&lowered.object, &mesh.settings.root_namespace)));
         }
         concerned
     }
@@ -166,14 +169,15 @@ impl Cache {
             return false;
         }
         let mut groups = Groups { workloads: mesh.workloads.clone(), ..Groups::default() };
-        let mut known: HashMap<(&str, &BTreeMap<String, String>), usize> = HashMap::new();
+        let mut known: HashMap<Selected<'_>, usize> = HashMap::new();
         for (n, workload) in mesh.workloads.iter().enumerate() {
             if !workload.enrolled {
                 groups.of.push(None);
                 continue;
             }
             interner.identity(&workload.identity);
-            let group = known.entry((&workload.namespace, &workload.labels)).or_insert_with(|| {
+            let group: Selected<'_> = (&workload.namespace, &workload.labels, &workload.behind);
+            let group = known.entry(group).or_insert_with(|| {
                 groups.first.push(n);
                 groups.first.len() - 1
             });
@@ -187,8 +191,12 @@ impl Cache {
     /// Finds the classes of the workloads that are concerned.
     fn classify(&mut self, mesh: &Mesh, concerned: &Concerned, interner: &mut Interner) {
         let root = &mesh.settings.root_namespace;
-        let near = |namespace: &str| namespace == root.as_str() || concerned.has(namespace);
-        let policies = mesh.policies.iter().filter(|p| near(&p.namespace));
+        let near = |p: &&Arc<AuthorizationPolicy>| {
+            p.namespace == *root
+                || concerned.has(&p.namespace)
+                || matches!(p.attachment, Attachment::Behind(_))
+        };
+        let policies = mesh.policies.iter().filter(near);
         let applicable = Applicable::new(root, policies, &mesh.peer_authentications);
         let mut groups = std::mem::take(&mut self.groups);
         let mut resolved: Vec<Option<Group>> = Vec::with_capacity(groups.first.len());
@@ -220,8 +228,8 @@ impl Cache {
         }
         let (namespace, labels) = (workload.namespace.as_str(), &workload.labels);
         let lowered = |p: &Arc<AuthorizationPolicy>| self.policies.get(&place(p))?.policy.clone();
-        let policies: Vec<_> =
-            applicable.policies(namespace, labels).into_iter().filter_map(lowered).collect();
+        let applied = applicable.policies(namespace, labels, &workload.behind);
+        let policies: Vec<_> = applied.into_iter().filter_map(lowered).collect();
         let strictness = applicable.strictness(namespace, labels);
         let anywhere = !policies.iter().any(|(_, p)| p.alternatives().any(|a| !a.destinations.is_empty()));
         let class = anywhere.then(|| self.class_id(&policies, &strictness, None, interner));
@@ -307,6 +315,14 @@ struct Group {
     policies: Vec<(u64, Arc<L4Policy>)>,
     strictness: Strictness,
     class: Option<u32>,
+}
+
+/// The namespace whose workloads a policy may be for; the root namespace: all of them.
+fn reach(policy: &AuthorizationPolicy, root: &str) -> String {
+    match policy.attachment {
+        Attachment::Behind(_) => root.to_owned(),
+        _ => policy.namespace.clone(),
+    }
 }
 
 fn place(policy: &Arc<AuthorizationPolicy>) -> usize {

@@ -89,8 +89,10 @@ fn check(mesh: &Mesh, compiled: &Compiled) {
             let class = compiled.class_of(n, destination).unwrap();
             for (source, port) in sources.iter().flat_map(|ip| [1, 80, 8080, 9090].map(|port| (*ip, port))) {
                 let (namespace, labels) = (workload.namespace.as_str(), &workload.labels);
+                let behind = &workload.behind[..];
                 let settings = &mesh.settings;
-                let question = Question { settings, namespace, labels, peer, source, destination, port };
+                let question =
+                    Question { settings, namespace, labels, behind, peer, source, destination, port };
                 let decision = compiled.decide(class, peer, source, port);
                 let expected = evaluate(&question, &policies, &authn);
                 let context = || format!("{question:?} {policies:#?} {authn:#?}");

@@ -48,10 +48,12 @@ fn ask(kernel: &Kernel, mesh: &Mesh, compiled: &Compiled) -> Vec<Asked> {
             for (source, port) in sources.iter().flat_map(|ip| [1, 80, 8080].map(|port| (*ip, port))) {
                 let source: IpAddr = source.parse().unwrap();
                 let (namespace, labels) = (workload.namespace.as_str(), &workload.labels);
+                let behind = &workload.behind[..];
                 let identity = peer.map(|(_, number)| *number);
                 let peer = peer.map(|(identity, _)| identity);
                 let settings = &mesh.settings;
-                let question = Question { settings, namespace, labels, peer, source, destination, port };
+                let question =
+                    Question { settings, namespace, labels, behind, peer, source, destination, port };
                 let tuple = Tuple::new(
                     SocketAddr::new(source, 40000).into(),
                     SocketAddr::new(destination, port).into(),
