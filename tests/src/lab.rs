@@ -44,6 +44,35 @@ pub struct Options {
     pub lab: Option<PathBuf>,
 }
 
+/// The agent beside the lab's binary.
+///
+/// # Errors
+///
+/// There is none: how to make it.
+pub fn agent_beside(lab: &str) -> Result<PathBuf> {
+    let culvert = Path::new(lab).with_file_name("culvert");
+    anyhow::ensure!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
+    Ok(culvert)
+}
+
+impl Options {
+    /// For a program that is not the lab's binary but knows where that is: pods run it, agents the one beside it.
+    ///
+    /// # Errors
+    ///
+    /// As [`agent_beside`].
+    pub fn built(lab: &str, nodes: &[&str], agent_args: &[&str]) -> Result<Self> {
+        let owned = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
+        Ok(Self {
+            nodes: owned(nodes),
+            agent_args: owned(agent_args),
+            culvert: Some(agent_beside(lab)?),
+            lab: Some(PathBuf::from(lab)),
+            id: String::new(),
+        })
+    }
+}
+
 /// What runs in a pod, and where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {

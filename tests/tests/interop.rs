@@ -78,17 +78,7 @@ status: {addresses: [{type: Hostname, value: waypoint.infra.svc.cluster.local}]}
 "#;
 
 fn lab(agent_args: &[&str]) -> Lab {
-    let culvert = Path::new(LAB).with_file_name("culvert");
-    assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
-    let nodes = vec!["n1".to_owned(), "n2".to_owned()];
-    let agent_args = agent_args.iter().map(|arg| (*arg).to_owned()).collect();
-    let options = Options {
-        nodes,
-        culvert: Some(culvert),
-        lab: Some(PathBuf::from(LAB)),
-        agent_args,
-        ..Options::default()
-    };
+    let options = Options::built(LAB, &["n1", "n2"], agent_args).unwrap();
     let place = |node: &str, http| Placement { node: node.to_owned(), http, tcp: Vec::new() };
     let pods = [
         (APP, place("n1", vec![5000])),

@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 const LAB: &str = env!("CARGO_BIN_EXE_culvert-lab");
 
 fn culvert() -> PathBuf {
-    let path = Path::new(LAB).with_file_name("culvert");
-    assert!(path.exists(), "{} is missing: `cargo xtask build` makes it", path.display());
-    path
+    culvert_lab::lab::agent_beside(LAB).unwrap()
 }
 
 fn scenario(dir: &tempfile::TempDir, steps: &str) -> PathBuf {

@@ -38,8 +38,7 @@ impl Lab {
         let text =
             format!("name: leaks\nnodes: [n1]\nmanifests:\n- inline: |\n    {namespace}\npods:\n{pods}");
         fs::write(&file, text).unwrap();
-        let culvert = Path::new(LAB).with_file_name("culvert");
-        assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
+        let culvert = culvert_lab::lab::agent_beside(LAB).unwrap();
         let mut up = Command::new(LAB);
         let up = up.args(["up", "--name", &name, "--culvert"]).arg(culvert).arg(file);
         let up = up.output().expect("culvert-lab starts");

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
@@ -38,14 +38,7 @@ const STATE: u32 = 4;
 
 /// A node with a client and a server on 8080 whose namespace is in the mesh, a stranger, and no agent yet.
 fn lab(guard: &str) -> Lab {
-    let culvert = Path::new(LAB).with_file_name("culvert");
-    assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
-    let options = Options {
-        culvert: Some(culvert),
-        lab: Some(PathBuf::from(LAB)),
-        agent_args: vec![format!("--source-guard={guard}")],
-        ..Options::default()
-    };
+    let options = Options::built(LAB, &["n1"], &[&format!("--source-guard={guard}")]).unwrap();
     let place = |http| Placement { node: "n1".to_owned(), http, tcp: Vec::new() };
     let pods = [(SERVER, place(vec![8080])), (CLIENT, place(Vec::new())), (STRANGER, place(Vec::new()))];
     let mut lab = Lab::new(options, pods.map(|(name, place)| (name.to_owned(), place)).into()).unwrap();

@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers say what they expect by panicking")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert_lab::lab::{Lab, Options, Placement};
@@ -91,14 +90,7 @@ const CASES: &[Case] = &[
 ];
 
 fn lab() -> Lab {
-    let culvert = Path::new(LAB).with_file_name("culvert");
-    assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
-    let options = Options {
-        nodes: vec!["n1".to_owned()],
-        culvert: Some(culvert),
-        lab: Some(PathBuf::from(LAB)),
-        ..Options::default()
-    };
+    let options = Options::built(LAB, &["n1"], &[]).unwrap();
     let place = |http| Placement { node: "n1".to_owned(), http, tcp: Vec::new() };
     let pods =
         [(APP, place(vec![5000])), (CLIENT, place(vec![])), (EDGE, place(vec![])), (NATIVE, place(vec![]))];

@@ -1,6 +1,5 @@
 //! Policies, pods and agents change under load for some seconds, and every connection is judged. Needs root.
 
-use std::path::Path;
 use std::process::Command;
 
 const LAB: &str = env!("CARGO_BIN_EXE_culvert-lab");
@@ -9,8 +8,7 @@ const MINUTES: &str = "0.2";
 
 #[test]
 fn every_connection_is_as_it_should_be_whatever_changes() {
-    let culvert = Path::new(LAB).with_file_name("culvert");
-    assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
+    let culvert = culvert_lab::lab::agent_beside(LAB).expect("the agent");
     let minutes = std::env::var("CULVERT_SOAK_MINUTES").unwrap_or_else(|_| MINUTES.to_owned());
     let mut command = Command::new(LAB);
     command.args(["soak", "--seed", "4", "--minutes", &minutes, "--culvert"]).arg(culvert);

@@ -2,14 +2,12 @@
 
 #![expect(clippy::expect_used, reason = "a test's helpers say what they expect by panicking")]
 
-use std::path::Path;
 use std::process::{Command, Output};
 
 const LAB: &str = env!("CARGO_BIN_EXE_culvert-lab");
 
 fn transfers(arguments: &[&str]) -> Output {
-    let culvert = Path::new(LAB).with_file_name("culvert");
-    assert!(culvert.exists(), "{} is missing: `cargo xtask build` makes it", culvert.display());
+    let culvert = culvert_lab::lab::agent_beside(LAB).expect("the agent");
     let mut command = Command::new(LAB);
     command.arg("transfers").args(arguments).arg("--culvert").arg(culvert);
     command.output().expect("culvert-lab starts")
