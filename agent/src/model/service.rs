@@ -104,6 +104,11 @@ impl Service {
         format!("{}/{}", self.namespace, self.name)
     }
 
+    /// `namespace/hostname`: what istiod knows it by. A Service and a ServiceEntry may share their name.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.hostname)
+    }
+
     /// Where two have the same address, the first in this order has it: Services, then the oldest.
     pub(super) fn precedence(&self) -> (bool, &str) {
         match self.kind {
@@ -167,9 +172,9 @@ impl Service {
 
     /// A workload that is meant to serve it; `unready`: even when it is not ready.
     pub(super) fn add_member(&mut self, member: &mut Workload, unready: bool) {
-        let name = self.full_name();
-        if member.services.last() != Some(&name) {
-            member.services.push(name);
+        let key = self.key();
+        if member.services.last() != Some(&key) {
+            member.services.push(key);
         }
         if !member.trouble.is_empty() {
             self.notes.push(member.trouble.clone());

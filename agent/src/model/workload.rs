@@ -78,7 +78,7 @@ pub struct Workload {
     pub behind: Vec<Arc<str>>,
     /// Who it is when it is enrolled.
     pub identity: SpiffeId,
-    /// The services that it backs, as `namespace/name`.
+    /// The services that it backs, as `namespace/hostname`.
     pub services: Vec<String>,
     /// TCP ports by their names.
     pub(super) ports: BTreeMap<String, u16>,

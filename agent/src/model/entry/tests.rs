@@ -135,7 +135,7 @@ fn services_select_workload_entries_too() {
         let mesh = mesh(&[text, service(ports)].concat());
         let expected: Vec<String> = expected.iter().map(|port| format!("10.2.0.1:{port}")).collect();
         assert_eq!(ends(only(&mesh)), expected, "{ports} {own}");
-        assert_eq!(workload(&mesh, "m").services, ["a/s"]);
+        assert_eq!(workload(&mesh, "m").services, ["a/s.a.svc.cluster.local"]);
     }
 }
 
@@ -190,7 +190,7 @@ fn a_service_entry_selects_pods_and_workload_entries_of_its_namespace() {
     let mesh = selecting("{app: x}");
     assert_eq!(ends(only(&mesh)), ["10.0.0.1:8000", "10.2.0.1:8080"]);
     assert_eq!((only(&mesh).serving, only(&mesh).backing), (2, 3));
-    assert_eq!(workload(&mesh, "p").services, ["a/e"]);
+    assert_eq!(workload(&mesh, "p").services, ["a/x.example"]);
     assert!(ends(only(&selecting("{}"))).is_empty(), "an empty selector selects nothing");
 }
 

@@ -46,10 +46,10 @@ pub(in super::super) fn attach(workloads: &mut [Workload], services: &[Service],
     let of_service: HashMap<String, [Option<usize>; 2]> = services
         .iter()
         .filter(|s| s.waypoint.is_some())
-        .map(|s| (s.full_name(), [s.waypoint, s.canary.map(|canary| canary.waypoint)]))
+        .map(|s| (s.key(), [s.waypoint, s.canary.map(|canary| canary.waypoint)]))
         .collect();
     for workload in workloads {
-        let by_service = workload.services.iter().filter_map(|name| of_service.get(name)).flatten();
+        let by_service = workload.services.iter().filter_map(|key| of_service.get(key)).flatten();
         let places: BTreeSet<usize> = by_service.copied().chain([workload.waypoint]).flatten().collect();
         workload.behind = places.iter().filter_map(|place| names.get(*place).cloned()).collect();
     }

@@ -285,3 +285,26 @@ fn policies_for_waypoints_are_the_same_objects_as_long_as_nothing_changes() {
     )));
     assert_ne!(world.resolve(&settings).policies[0], before[0]);
 }
+
+#[test]
+fn a_service_is_not_behind_the_waypoint_of_a_service_entry_of_its_name() {
+    let text = gateways("w", "", "---\n")
+        + "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop, labels: {app: x}}, status: {podIPs: [{ip: 10.0.0.1}]}}\n---\n\
+           {apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, spec: {clusterIPs: [10.96.0.1], selector: {app: x}, \
+           ports: [{port: 80}]}}\n---\n\
+           {apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: s, namespace: shop, labels: {istio.io/use-waypoint: w}}, \
+           spec: {hosts: [x.example], addresses: [10.1.0.1], ports: [{number: 80, name: tcp}], resolution: STATIC, SELECTOR}}";
+    let behind = |selector: &str| {
+        let text = text.replace("SELECTOR", selector);
+        let read = manifests::read_bytes(Path::new("test.yaml"), text.as_bytes()).expect("valid YAML");
+        assert!(read.problems.is_empty(), "{:?}", read.problems);
+        let mut world = World::default();
+        world.apply(read.valid.into_iter().filter_map(|d| d.object).map(Update::Upsert).collect());
+        let settings = Settings { auto_allow_waypoint: true, ..Settings::default() };
+        let mesh = world.resolve(&settings);
+        assert!(mesh.services.iter().any(|s| s.waypoint.is_some()));
+        mesh.workloads.iter().find(|w| w.name == "p").map(|w| w.behind.len())
+    };
+    assert_eq!(behind("workloadSelector: {labels: {app: y}}"), Some(0));
+    assert_eq!(behind("workloadSelector: {labels: {app: x}}"), Some(1));
+}
