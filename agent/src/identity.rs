@@ -7,6 +7,7 @@
 mod ca;
 mod crl;
 mod crypto;
+mod expected;
 mod explain;
 mod files;
 mod spiffe;
@@ -20,6 +21,7 @@ pub use ca::{
 };
 pub use crl::{Proof, Revocations, Role};
 pub use crypto::{Compliance, FIPS_BUILD, VERSION};
+pub use expected::Expected;
 pub use explain::Finding;
 pub(crate) use explain::{explain, explain_later};
 pub use spiffe::{SpiffeError, SpiffeId};

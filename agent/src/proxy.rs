@@ -26,7 +26,7 @@ pub use pod::{Baggage, PodProxy, serve_pod};
 pub use request::{Refusal, check};
 pub use shared::{Counters, ProxyConfig, Shared};
 
-use crate::identity::SpiffeId;
+use crate::identity::{Expected, SpiffeId};
 
 /// What the proxy asks of the rest of the agent. Implemented by `app`, so that the proxy knows neither the model nor
 /// the maps.
@@ -77,7 +77,7 @@ pub struct Hop {
     /// The listener's port, where it is not the mesh's.
     pub port: Option<u16>,
     /// Who must answer there.
-    pub identity: SpiffeId,
+    pub expected: Expected,
     /// The `:authority` to ask for: the destination pod, or what the app asked a waypoint for.
     pub authority: SocketAddr,
     /// A waypoint's, not the destination's.

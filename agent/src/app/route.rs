@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use culvert_common::Reason;
 use rand::seq::SliceRandom;
 
+use crate::identity::Expected;
 use crate::model::{Snapshot, Waypoint};
 use crate::proxy::Hop;
 
@@ -44,7 +45,7 @@ pub(super) fn to_waypoint(
         let hop = Hop {
             address: end.ip(),
             port: Some(end.port()),
-            identity: identity.clone(),
+            expected: identity.into(),
             authority: requested,
             waypoint: true,
         };
@@ -72,12 +73,13 @@ pub(super) fn to_workload(
     requested: SocketAddr,
     target: SocketAddr,
 ) -> Result<Vec<Hop>, (Reason, String)> {
+    let service = snapshot.service_by_vip(requested.ip());
     let hop = |end: SocketAddr| {
         let workload = snapshot.workload_by_ip(end.ip()).filter(|w| w.enrolled)?;
-        let identity = workload.identity.clone();
-        Some(Hop { address: end.ip(), port: None, identity, authority: end, waypoint: false })
+        let expected = Expected::any(workload.identity.clone(), service.and_then(|s| s.answerers.clone()));
+        Some(Hop { address: end.ip(), port: None, expected, authority: end, waypoint: false })
     };
-    let others: Vec<(Hop, u8)> = match snapshot.service_by_vip(requested.ip()) {
+    let others: Vec<(Hop, u8)> = match service {
         Some(service) => {
             let port = service.ports.iter().find(|port| port.port == requested.port());
             let ends = port.into_iter().flat_map(|port| port.ranked(target.is_ipv4()));

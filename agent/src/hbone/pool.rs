@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::client::{self, Opened, explain_h2};
 use super::{HboneConfig, OpenError, REASON_HEADER};
-use crate::identity::{CertStore, Proof, SpiffeId};
+use crate::identity::{CertStore, Expected, Proof, SpiffeId};
 
 /// Why a connection ends whose peer is on a revocation list.
 pub(crate) const REVOKED: &str = "the peer's certificate has been revoked";
@@ -32,7 +32,7 @@ pub struct Destination {
     /// The namespace's cookie.
     pub netns_cookie: u64,
     /// Who must answer.
-    pub expected: SpiffeId,
+    pub expected: Expected,
     /// The HBONE listener.
     pub address: SocketAddr,
 }
@@ -42,7 +42,7 @@ struct Key {
     source: SpiffeId,
     source_ip: IpAddr,
     netns_cookie: u64,
-    expected: SpiffeId,
+    expected: Expected,
     address: SocketAddr,
 }
 

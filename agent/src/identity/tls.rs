@@ -17,7 +17,7 @@ use super::crl::{Proof, Revocations, Role};
 use super::crypto;
 use super::explain::{Finding, serial};
 use super::verify::{ClientVerifier, ServerVerifier};
-use super::{PeerRules, SignedChain, SpiffeId};
+use super::{Expected, PeerRules, SignedChain, SpiffeId};
 
 const ALPN_H2: &[u8] = b"h2";
 
@@ -75,7 +75,8 @@ impl WorkloadCert {
             ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
 
         let revocations = rules.revocations.clone();
-        let servers = server_verifier(&roots, &revocations, &Finding::default(), algorithms, &identity);
+        let servers =
+            server_verifier(&roots, &revocations, &Finding::default(), algorithms, (&identity).into());
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
@@ -137,10 +138,11 @@ impl WorkloadCert {
     }
 
     /// Settings for one connection to a server that must prove to be `expected`, and why it did not.
-    pub fn connecting(&self, expected: &SpiffeId) -> (Arc<ClientConfig>, Finding) {
+    pub fn connecting(&self, expected: impl Into<Expected>) -> (Arc<ClientConfig>, Finding) {
         let finding = Finding::default();
         let mut config = self.client.clone();
-        let servers = server_verifier(&self.roots, &self.revocations, &finding, self.algorithms, expected);
+        let servers =
+            server_verifier(&self.roots, &self.revocations, &finding, self.algorithms, expected.into());
         config.dangerous().set_certificate_verifier(servers);
         (Arc::new(config), finding)
     }
@@ -162,14 +164,14 @@ fn server_verifier(
     revocations: &Revocations,
     finding: &Finding,
     algorithms: WebPkiSupportedAlgorithms,
-    expected: &SpiffeId,
+    expected: Expected,
 ) -> Arc<ServerVerifier> {
     Arc::new(ServerVerifier {
         roots: roots.clone(),
         revocations: revocations.clone(),
         finding: finding.clone(),
         algorithms,
-        expected: expected.clone(),
+        expected,
     })
 }
 

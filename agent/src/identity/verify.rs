@@ -18,7 +18,7 @@ use rustls::{
 use x509_parser::extensions::GeneralName;
 
 use super::crl::{Revocations, Role};
-use super::{Finding, SpiffeId};
+use super::{Expected, Finding, SpiffeId};
 
 /// Why a peer's certificate was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +33,7 @@ pub enum PeerError {
     #[error("expected the identity {expected}, got {got}")]
     Unexpected {
         /// Who should answer at this address.
-        expected: SpiffeId,
+        expected: Expected,
         /// Who the certificate says answered.
         got: SpiffeId,
     },
@@ -98,14 +98,14 @@ fn check_revocation(
     Ok(())
 }
 
-/// Verifies a server: chain to the roots, and its SPIFFE id is the expected one. DNS names do not matter.
+/// Verifies a server: chain to the roots, and its SPIFFE id is an expected one. DNS names do not matter.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     pub(super) roots: Arc<RootCertStore>,
     pub(super) revocations: Revocations,
     pub(super) finding: Finding,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
-    pub(super) expected: SpiffeId,
+    pub(super) expected: Expected,
 }
 
 impl ServerVerifier {
@@ -134,7 +134,7 @@ impl ServerCertVerifier for ServerVerifier {
         self.verify_chain(end_entity, intermediates, now)
             .inspect_err(|error| self.finding.note(error, end_entity, &self.roots, now))?;
         let got = spiffe_id(end_entity).map_err(PeerError::into_tls)?;
-        if got == self.expected {
+        if self.expected.admits(&got) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(PeerError::Unexpected { expected: self.expected.clone(), got }.into_tls())

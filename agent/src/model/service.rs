@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::waypoint::{Canary, Unbound};
 use super::{Choice, Workload};
 use crate::control::Kind;
 use crate::control::objects::{self, AddressType, EndpointSlice, Protocol, SliceConditions, TargetPort};
+use crate::identity::SpiffeId;
 use crate::policy::matches_labels;
 
 /// The most slots that the weights of a port's endpoints are spread over.
@@ -27,6 +29,8 @@ pub struct Service {
     pub vips: Vec<IpAddr>,
     /// `metadata.creationTimestamp` (RFC 3339, UTC: text sorts as time does); empty when the source gives none.
     pub created: String,
+    /// Who may answer for it besides its endpoints themselves (`subjectAltNames`); `None`: nobody.
+    pub answerers: Option<Arc<[SpiffeId]>>,
     /// Connections go where they are addressed to (`resolution: NONE`).
     pub passthrough: bool,
     /// Its TCP ports.
@@ -133,6 +137,7 @@ impl Service {
             vips: vips(service),
             ports: ports(service),
             created: service.metadata.creation_timestamp.clone().unwrap_or_default(),
+            answerers: None,
             passthrough: false,
             backing: 0,
             serving: 0,

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::{Choice, Service, ServicePort, Workload, World};
 use crate::control::Kind;
 use crate::control::objects::{Resolution, ServiceEntry, TargetPort};
+use crate::identity::SpiffeId;
 use crate::policy::matches_labels;
 
 /// `false`: addresses that istiod may have given it do not count.
@@ -74,6 +76,7 @@ impl Service {
             vips: vips(owned.entry, host, &mut notes),
             ports: ports(owned.entry),
             created: metadata.creation_timestamp.clone().unwrap_or_default(),
+            answerers: answerers(&spec.subject_alt_names, &mut notes),
             passthrough: spec.resolution == Resolution::None,
             backing: 0,
             serving: 0,
@@ -130,6 +133,22 @@ fn vips(entry: &ServiceEntry, host: &str, notes: &mut Vec<String>) -> Vec<IpAddr
         );
     }
     vips
+}
+
+/// Those of the names that are identities of the mesh; `None` without any.
+fn answerers(names: &[String], notes: &mut Vec<String>) -> Option<Arc<[SpiffeId]>> {
+    let mut known: Vec<SpiffeId> = Vec::new();
+    for name in names {
+        match name.parse() {
+            Ok(identity) => known.push(identity),
+            Err(_) => notes.push(format!(
+                "spec.subjectAltNames: {name:?} does not count: peers prove spiffe://<trust domain>/ns/<namespace>/sa/<account>"
+            )),
+        }
+    }
+    known.sort_unstable();
+    known.dedup();
+    (!known.is_empty()).then(|| known.into())
 }
 
 /// Whether addresses that istiod gave count (`ShouldV2AutoAllocateIP`).

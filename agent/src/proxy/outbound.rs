@@ -133,7 +133,7 @@ async fn through(
     client: u16,
 ) -> Result<Tunnel, (Reason, String, Retry)> {
     flow.target = hop.authority;
-    flow.destination = Some(hop.identity.clone());
+    flow.destination = Some(hop.expected.identity().clone());
     if hop.waypoint {
         flow.decision = Decision::allow(Reason::Waypoint);
     }
@@ -147,7 +147,7 @@ async fn through(
         source_ip,
         netns: pod.info.netns.clone(),
         netns_cookie: pod.info.netns_cookie,
-        expected: hop.identity.clone(),
+        expected: hop.expected.clone(),
         address: SocketAddr::new(hop.address, hop.port.unwrap_or(pod.shared.config.hbone_port)),
     };
     let request =

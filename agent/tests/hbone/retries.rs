@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use culvert::hbone::{HboneConfig, accept};
+use culvert::identity::Expected;
 use culvert::proxy::{Hop, Side, Stage};
 use culvert_common::{Decision, Reason};
 use http::{Response, StatusCode};
@@ -16,7 +17,13 @@ use crate::{expect_reset, round_trip};
 fn hop(world: &World, address: &str, account: &str) -> Hop {
     let authority = world.mesh.target.lock().unwrap().unwrap();
     let port = Some(world.hbone.port());
-    Hop { address: address.parse().unwrap(), port, identity: id(account), authority, waypoint: true }
+    Hop {
+        address: address.parse().unwrap(),
+        port,
+        expected: (&id(account)).into(),
+        authority,
+        waypoint: true,
+    }
 }
 
 fn hasty() -> Setup {
@@ -50,6 +57,22 @@ async fn the_endpoint_that_worked_is_the_one_to_remember() {
     let [(netns, requested, went)] = elsewhere[..] else { panic!("{elsewhere:?}") };
     assert_eq!(netns, culvert::sys::own_netns_cookie().unwrap());
     assert_eq!((requested, went), (SocketAddr::new(VIP.into(), target.port()), target));
+}
+
+#[tokio::test]
+async fn another_identity_may_answer_when_the_service_names_it() {
+    let world = World::with(hasty()).await;
+    world.echo().await;
+    let hop = |others: [&str; 1]| Hop {
+        expected: Expected::any(id("endpoint"), Some(others.map(id).into())),
+        ..hop(&world, "127.0.0.3", "endpoint")
+    };
+    *world.mesh.hops.lock().unwrap() = vec![hop(["stranger"])];
+    expect_reset(world.connect().await).await;
+    let refused = world.mesh.refusal(Reason::WrongPeer).await.error;
+    assert!(refused.contains("/sa/endpoint or spiffe://cluster.local/ns/test/sa/stranger, got"), "{refused}");
+    *world.mesh.hops.lock().unwrap() = vec![hop(["server"])];
+    round_trip(&mut world.connect().await, b"x").await;
 }
 
 #[tokio::test]

@@ -56,7 +56,13 @@ impl Mesh for FakeMesh {
         }
         let identity = self.identities.lock().unwrap().get(&target.ip()).cloned();
         let identity = identity.ok_or((Reason::OutsideMesh, "nobody".to_owned()))?;
-        Ok(vec![Hop { address: target.ip(), port: None, identity, authority: target, waypoint: false }])
+        Ok(vec![Hop {
+            address: target.ip(),
+            port: None,
+            expected: (&identity).into(),
+            authority: target,
+            waypoint: false,
+        }])
     }
 
     fn service_host(&self, _vip: IpAddr) -> Option<String> {
@@ -287,7 +293,7 @@ impl World {
             source_ip: self.client_ip,
             netns: Arc::new(netns()),
             netns_cookie: 1,
-            expected: id("server"),
+            expected: (&id("server")).into(),
             address: self.hbone,
         }
     }

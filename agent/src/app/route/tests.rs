@@ -80,6 +80,39 @@ fn the_retry_leaves_the_tier_last_and_the_node_never_when_the_service_keeps_to_i
 }
 
 #[test]
+fn who_a_service_entry_names_may_answer_for_its_endpoints() {
+    let text = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: e, namespace: a, labels: {networking.istio.io/tunnel: http}}
+spec:
+  hosts: [e.example]
+  addresses: [10.1.0.1]
+  ports: [{number: 80, name: tcp}]
+  resolution: STATIC
+  subjectAltNames: ['spiffe://other.domain/ns/b/sa/c', e.example]
+  endpoints: [{address: 10.2.0.1, serviceAccount: d}]
+";
+    let read = manifests::read_bytes(Path::new("test.yaml"), text.as_bytes()).expect("valid YAML");
+    assert!(read.problems.is_empty(), "{:?}", read.problems);
+    let mut world = World::default();
+    world.apply(read.valid.into_iter().filter_map(|d| d.object).map(Update::Upsert).collect());
+    let mesh = world.resolve(&Settings::default());
+    assert!(
+        mesh.services[0].notes[0].contains("\"e.example\" does not count"),
+        "{:?}",
+        mesh.services[0].notes
+    );
+    let snapshot = Snapshot::new(Arc::new(mesh), Arc::new(Compiled::default()));
+    let target = SocketAddr::from(([10, 2, 0, 1], 80));
+    let expected = |requested| to_workload(&snapshot, requested, target).expect("hops").remove(0).expected;
+    let own = "spiffe://cluster.local/ns/a/sa/d";
+    let by_vip = expected(SocketAddr::from(([10, 1, 0, 1], 80)));
+    assert_eq!(by_vip.to_string(), format!("{own} or spiffe://other.domain/ns/b/sa/c"));
+    assert_eq!(expected(target).to_string(), own, "asked for by its own address");
+}
+
+#[test]
 fn instances_of_a_waypoint_are_chosen_as_its_service_says() {
     let instances = |spec: &str| {
         let snapshot = snapshot(spec, true);
