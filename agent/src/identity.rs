@@ -9,7 +9,6 @@ mod crl;
 mod crypto;
 mod expected;
 mod explain;
-mod files;
 mod spiffe;
 mod store;
 mod tls;

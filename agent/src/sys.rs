@@ -1,5 +1,6 @@
 //! System calls that need care: everything that enters a network namespace.
 
+pub(crate) mod files;
 pub mod netfilter;
 pub mod netlink;
 pub mod rtnetlink;
@@ -9,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
@@ -137,6 +138,14 @@ pub fn boot_time() -> SystemTime {
 /// CLOCK_MONOTONIC, the clock of `bpf_ktime_get_ns()`.
 pub fn since_boot() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
+/// Waits for a moment; for good when there is none.
+pub(crate) async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Cookie of this process's own network namespace.

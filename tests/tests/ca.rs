@@ -117,6 +117,13 @@ impl Mesh {
         self.on("n1", &format!("kill -KILL $(cat {}/pid)", self.dir.display()));
     }
 
+    /// With the CA running; leaves nothing.
+    fn end(self) {
+        self.stop_ca();
+        let _ = fs::remove_dir_all(&self.dir);
+        self.lab.stop().unwrap();
+    }
+
     fn ca_log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
@@ -199,9 +206,7 @@ fn two_agents_have_their_certificates_from_one_ca_and_outlive_its_absence() {
         if serial != during && error.is_empty() { Ok(()) } else { Err(error) }
     });
     assert!(mesh.lab.agent_logs(50).contains("is renewed again"), "{}", mesh.lab.agent_logs(50));
-    mesh.stop_ca();
-    let _ = fs::remove_dir_all(&mesh.dir);
-    mesh.lab.stop().unwrap();
+    mesh.end();
 }
 
 /// What is secret besides what `agent/tests/secrets.rs` knows: the token and the keys of a real agent and a real CA.
@@ -235,9 +240,7 @@ fn neither_a_verbose_log_nor_a_key_log_file_has_a_secret() {
         assert!(!mesh.ca_log().contains(secret), "the log of the CA has {secret:?}");
     }
     assert!(!mesh.dir.join("keys").exists(), "SSLKEYLOGFILE is honoured");
-    mesh.stop_ca();
-    let _ = fs::remove_dir_all(&mesh.dir);
-    mesh.lab.stop().unwrap();
+    mesh.end();
 }
 
 #[test]
@@ -258,9 +261,7 @@ fn an_agent_that_comes_back_without_its_ca_keeps_in_force_what_was() {
     assert!(mesh.ask().is_err(), "a tunnel needs a certificate");
     mesh.start_ca();
     mesh.until("a tunnel again", || mesh.ask());
-    mesh.stop_ca();
-    let _ = fs::remove_dir_all(&mesh.dir);
-    mesh.lab.stop().unwrap();
+    mesh.end();
 }
 
 #[test]
@@ -283,7 +284,5 @@ fn a_wrong_token_is_explained_at_the_pod_and_healed_without_a_restart() {
     assert!(!mesh.ca_log().contains("signed"), "{}", mesh.ca_log());
     fs::write(mesh.dir.join("token"), "right\n").unwrap();
     mesh.until("a tunnel", || mesh.ask());
-    mesh.stop_ca();
-    let _ = fs::remove_dir_all(&mesh.dir);
-    mesh.lab.stop().unwrap();
+    mesh.end();
 }

@@ -23,6 +23,7 @@ use crate::model::{Settings, Snapshot, Workload, World, desired};
 use crate::pods::{Ended, Pods, Wanted};
 use crate::policy::{Interner, compile};
 use crate::proxy::Shared;
+use crate::sys::until;
 use crate::telemetry::flows::FlowLog;
 
 /// How often pods that could not be enrolled are tried again.
@@ -174,7 +175,8 @@ impl Node {
             redirection::warn(&mesh, &self.parts.pods.serving(), &mut self.redirected);
             self.parts.pods.prepare(&wanted).await;
         }
-        let desired = desired(&mesh, &compiled, &self.parts.pods.serving(), interner);
+        let serving = self.parts.pods.serving();
+        let desired = desired(&mesh, &compiled, &serving, interner);
         let mut short = match self.parts.kernel.maps.sync_before(&desired) {
             Ok(synced) => synced.short,
             Err(error) => return self.stay(error.to_string()),
@@ -185,7 +187,7 @@ impl Node {
         if self.draining.is_none() {
             self.parts.pods.enforce(&snapshot.compiled.identities).await;
         }
-        self.hold_against_policy(&snapshot);
+        self.hold_against_policy(&snapshot, &serving);
         if let Err(error) = self.parts.kernel.maps.sync_after(&desired) {
             tracing::error!(%error, "old kernel table entries could not be removed");
         }
@@ -245,11 +247,10 @@ impl Node {
 
     /// Ends what is open and now refused, where the rules have changed for a pod of this node, or an address has gone to
     /// another one.
-    fn hold_against_policy(&mut self, snapshot: &Snapshot) {
+    fn hold_against_policy(&mut self, snapshot: &Snapshot, serving: &HashSet<String>) {
         let mesh = &snapshot.mesh;
         let pods = mesh.addresses.pods.iter().filter_map(|(ip, n)| Some((*ip, *n, mesh.workloads.get(*n)?)));
         // A pod that joins brings the connections that it had under an earlier agent.
-        let serving = self.parts.pods.serving();
         let own = pods.filter(|(_, _, workload)| serving.contains(&workload.uid));
         let owners: HashMap<IpAddr, (String, Option<u32>)> = own
             .map(|(ip, n, workload)| (ip, (workload.uid.clone(), snapshot.compiled.class_of(n, ip))))
@@ -308,13 +309,6 @@ impl Node {
             state.pods = self.parts.pods.states();
             state.source = self.world.report().clone();
         });
-    }
-}
-
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
     }
 }
 

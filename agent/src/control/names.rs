@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Object, ObjectRef, Update};
+use crate::sys::until;
 use ask::{Asker, Found};
 use book::Book;
 
@@ -221,12 +222,5 @@ impl Follower {
             Some((batch, _)) => self.sender.send(batch).await.is_ok(),
             None => true,
         }
-    }
-}
-
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
     }
 }

@@ -15,7 +15,7 @@ use webpki::{
     RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
-use super::files::Stamp;
+use crate::sys::files::Stamp;
 
 /// How often the file is looked at: a change is in force that late at the latest.
 const LOOK: Duration = Duration::from_secs(1);

@@ -1,9 +1,8 @@
 //! Questions to the servers of resolv.conf.
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::ResolveHosts;
@@ -14,6 +13,7 @@ use hickory_resolver::proto::rr::RecordType;
 use hickory_resolver::system_conf::parse_resolv_conf;
 
 use super::{CEILING, Config};
+use crate::sys::files::Stamp;
 
 /// The longest that a question may take, whatever resolv.conf says.
 const LONGEST: Duration = Duration::from_secs(15);
@@ -32,8 +32,8 @@ pub(super) enum Found {
 /// Asks, by what resolv.conf says at the time.
 pub(super) struct Asker {
     config: Config,
-    /// The file's time and length, and what it said.
-    read: Option<(Option<(SystemTime, u64)>, Reader)>,
+    /// The file as it was, and what it said.
+    read: Option<(Stamp, Reader)>,
 }
 
 /// Asks, by what resolv.conf said.
@@ -47,9 +47,9 @@ impl Asker {
 
     /// By what resolv.conf says now.
     pub(super) fn current(&mut self) -> Reader {
-        let stamp = stamp(&self.config.resolv_conf);
+        let stamp = Stamp::of(&self.config.resolv_conf);
         match &self.read {
-            Some((known, reader)) if *known == stamp && stamp.is_some() => reader.clone(),
+            Some((known, reader)) if *known == stamp => reader.clone(),
             _ => {
                 let reader = Reader(resolver(&self.config).map(Arc::new));
                 self.read = Some((stamp, reader.clone()));
@@ -57,11 +57,6 @@ impl Asker {
             }
         }
     }
-}
-
-fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
-    let meta = std::fs::metadata(path).ok()?;
-    Some((meta.modified().ok()?, meta.len()))
 }
 
 fn resolver(config: &Config) -> Result<TokioResolver, String> {

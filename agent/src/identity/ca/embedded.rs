@@ -13,9 +13,9 @@ use rcgen::{
 };
 
 use super::super::SpiffeId;
-use super::super::files::Stamp;
 use super::authority::{Authority, read_key};
 use super::{BACKDATE, CaError, SignedChain};
+use crate::sys::files::Stamp;
 
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
