@@ -1,9 +1,13 @@
 //! The command line: `culvert agent` runs a node; `culvert analyze` reads manifests; the other verbs ask a running agent.
 
 mod analyze;
+mod args;
 mod ca;
 mod client;
+mod flows;
+mod log;
 mod show;
+mod style;
 mod table;
 mod uninstall;
 
@@ -11,6 +15,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use args::{ExplainArgs, FlowArgs, LogArgs, Output, SocketArgs};
 
 use crate::bpf::MapEntries;
 use crate::identity::{Compliance, VERSION};
@@ -44,7 +50,7 @@ enum Command {
     Pods(QueryArgs),
     /// Show recent connections: who, to whom, by which path, and why (not)
     #[command(
-        after_help = "Examples:\n  culvert flows --verdict refused\n  culvert flows --from test/curl -o json\n  culvert flows --follow"
+        after_help = "Examples:\n  culvert flows --verdict refused --since 5m\n  culvert flows --follow --last 0 --to shop/web\n  culvert flows --from 10.244.1.0/24 --verdict refused,ended\n  culvert flows --policy shop/no-test -o json\n\nThe agent keeps the last 65536 records. When some are missing because they came faster than they were read, --follow says how many."
     )]
     Flows(FlowArgs),
     /// Say whether a connection is allowed, which policy and rule decide, and what the kernel's table says
@@ -52,6 +58,11 @@ enum Command {
         after_help = "Examples:\n  culvert explain test/curl hello/helloworld:5000\n  culvert explain 10.244.2.7 hello/db-0:9000\n  culvert explain spiffe://cluster.local/ns/web/sa/nginx 10.244.1.3:5000"
     )]
     Explain(ExplainArgs),
+    /// Show or change what the running agent logs
+    #[command(
+        after_help = "Examples:\n  culvert log\n  culvert log debug\n  culvert log culvert::hbone=trace,info\n  culvert log access=off\n  culvert log --reset\n\nA restarted agent logs what its --log (RUST_LOG) says."
+    )]
+    Log(LogArgs),
     /// Say what is wrong or unexpected in manifests, before they reach an agent; needs neither agent nor root
     #[command(
         after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications,serviceentries,workloadentries -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
@@ -199,14 +210,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// Which agent to ask.
-#[derive(Args, Debug)]
-struct SocketArgs {
-    /// The agent's instance, when several run on this machine
-    #[arg(long, env = "CULVERT_INSTANCE")]
-    instance: Option<String>,
-}
-
 #[derive(Args, Debug)]
 struct QueryArgs {
     #[command(flatten)]
@@ -217,51 +220,6 @@ struct QueryArgs {
     /// Output form
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-}
-
-#[derive(Args, Debug)]
-struct FlowArgs {
-    #[command(flatten)]
-    socket: SocketArgs,
-    /// Go on with new flows as they come
-    #[arg(short, long)]
-    follow: bool,
-    /// Only from this workload (namespace/name) or namespace
-    #[arg(long)]
-    from: Option<String>,
-    /// Only to this workload (namespace/name) or namespace
-    #[arg(long)]
-    to: Option<String>,
-    /// Only `allowed` or `refused`
-    #[arg(long, value_parser = ["allowed", "refused"])]
-    verdict: Option<String>,
-    /// Only the last N
-    #[arg(long, value_name = "N")]
-    last: Option<usize>,
-    /// Output form
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
-#[derive(Args, Debug)]
-struct ExplainArgs {
-    #[command(flatten)]
-    socket: SocketArgs,
-    /// Who connects: namespace/pod, an address, or a SPIFFE id
-    from: String,
-    /// Where to: namespace/pod:port, namespace/service:port, host:port or address:port
-    to: String,
-    /// Output form
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-enum Output {
-    /// Columns for people.
-    Table,
-    /// JSON.
-    Json,
 }
 
 /// Runs the command.
@@ -277,8 +235,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Policies(args) => wait(show::list("policies", &args)),
         Command::Certificates(args) => wait(show::list("certificates", &args)),
         Command::Pods(args) => wait(show::list("pods", &args)),
-        Command::Flows(args) => wait(show::flows(&args)),
+        Command::Flows(args) => wait(flows::run(&args)),
         Command::Explain(args) => wait(show::explain(&args)),
+        Command::Log(args) => wait(log::run(&args)),
         Command::Analyze(args) => analyze::run(&args),
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),

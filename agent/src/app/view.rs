@@ -18,7 +18,8 @@ use crate::model::Snapshot;
 use crate::pods::PodState;
 use crate::policy::Finding;
 use crate::proxy::Shared;
-use crate::telemetry::flows::FlowLog;
+use crate::telemetry::flows::{FlowLog, Names};
+use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::Metrics;
 
 /// What the main task tells.
@@ -45,6 +46,7 @@ pub(super) struct Published {
     pub(super) proxy: Arc<Shared>,
     pub(super) certs: CertStore,
     pub(super) same_node: SameNode,
+    pub(super) log: LogControl,
 }
 
 impl View for Published {
@@ -81,17 +83,20 @@ impl View for Published {
         metrics.render()
     }
 
-    fn flows(&self, seq: u64) -> String {
-        let snapshot = self.snapshots.borrow().clone();
-        let mut text = String::new();
-        for record in self.flows.since(seq, &*snapshot) {
-            match serde_json::to_string(&record) {
-                Ok(line) => text.push_str(&line),
-                Err(error) => tracing::error!(%error, "a flow record cannot be written as JSON"),
-            }
-            text.push('\n');
-        }
-        text
+    fn flow_log(&self) -> Arc<FlowLog> {
+        self.flows.clone()
+    }
+
+    fn names(&self) -> Arc<dyn Names + Send + Sync> {
+        self.snapshots.borrow().clone()
+    }
+
+    fn events_lost(&self) -> u64 {
+        self.kernel.maps.counter(Counter::EventsLost)
+    }
+
+    fn log(&self) -> &LogControl {
+        &self.log
     }
 
     fn explain(&self, from: &str, to: &str) -> Result<String, String> {
