@@ -1,5 +1,6 @@
 //! The agent: the one place that knows everyone. Reads top down as the story of a start and of a change.
 
+mod connections;
 mod events;
 mod explain;
 mod limits;

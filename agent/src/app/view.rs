@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::explain::Explainer;
-use super::redirection;
+use super::{connections, redirection};
 use crate::admin::View;
 use crate::bpf::{Kernel, Short};
 use crate::cli::SameNode;
@@ -122,8 +122,13 @@ impl View for Published {
             .into_iter()
             .map(|(program, count)| json!({"program": program, "verified_instructions": count}))
             .collect();
+        let connections = connections::all(&snapshot, &self.kernel, &self.proxy).unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel's open connections cannot be read: the dump has none");
+            Vec::new()
+        });
         let dump = json!({
             "version": env!("CARGO_PKG_VERSION"),
+            "node": snapshot.mesh.settings.node,
             "workloads": redirection::workloads(&snapshot, &state.pods),
             "services": snapshot.service_rows(),
             "policies": policies(&snapshot),
@@ -131,6 +136,7 @@ impl View for Published {
             "certificates": self.certs.list(),
             "identities": identities,
             "pods": state.pods,
+            "connections": connections,
             "source": state.source,
             "programs": verifier,
             "policy_rows": snapshot.compiled.rows.len(),

@@ -1,6 +1,9 @@
 //! The arguments of the verbs that ask an agent.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 
 use crate::telemetry::filter::{VERDICTS, Who};
 
@@ -10,6 +13,92 @@ pub(super) struct SocketArgs {
     /// The agent's instance, when several run on this machine
     #[arg(long, env = "CULVERT_INSTANCE")]
     pub(super) instance: Option<String>,
+}
+
+/// What the lists have in common.
+#[derive(Args, Debug)]
+pub(super) struct QueryArgs {
+    #[command(flatten)]
+    pub(super) socket: SocketArgs,
+    /// Read what `culvert all -o json` (or yaml) wrote, instead of asking an agent; `-` is standard input
+    #[arg(short, long, value_name = "DUMP")]
+    pub(super) file: Option<PathBuf>,
+    /// Only this namespace
+    #[arg(
+        short,
+        long,
+        visible_aliases = ["workload-namespace", "service-namespace", "policy-namespace"]
+    )]
+    pub(super) namespace: Option<String>,
+    /// Output form
+    #[arg(short, long, value_enum, default_value_t = ListOutput::Table)]
+    pub(super) output: ListOutput,
+}
+
+/// `culvert workloads`.
+#[derive(Args, Debug)]
+pub(super) struct WorkloadArgs {
+    #[command(flatten)]
+    pub(super) query: QueryArgs,
+    /// Only on this node
+    #[arg(long, visible_alias = "workload-node")]
+    pub(super) node: Option<String>,
+    /// Only with this address, or one in this block: 10.244.1.2, 10.244.1.0/24
+    #[arg(long, value_name = "ADDRESS", value_parser = block)]
+    pub(super) address: Option<IpNet>,
+}
+
+/// `culvert services`.
+#[derive(Args, Debug)]
+pub(super) struct ServiceArgs {
+    #[command(flatten)]
+    pub(super) query: QueryArgs,
+    /// Only with this virtual address, or one in this block
+    #[arg(long, value_name = "ADDRESS", value_parser = block)]
+    pub(super) address: Option<IpNet>,
+}
+
+/// `culvert connections`.
+#[derive(Args, Debug)]
+pub(super) struct ConnectionArgs {
+    #[command(flatten)]
+    pub(super) query: QueryArgs,
+    /// Only with this address, or one in this block, at either end or asked for
+    #[arg(long, value_name = "ADDRESS", value_parser = block)]
+    pub(super) address: Option<IpNet>,
+    /// Only those that pods of this node accepted, or opened
+    #[arg(long, value_enum, ignore_case = true)]
+    pub(super) direction: Option<Direction>,
+    /// Addresses instead of names
+    #[arg(long)]
+    pub(super) raw: bool,
+}
+
+/// A block of addresses, or one.
+fn block(text: &str) -> Result<IpNet, String> {
+    match text.parse() {
+        Ok(Who::Block(block)) => Ok(block),
+        _ => Err("write an address (10.244.1.2) or a block of them (10.244.1.0/24)".to_owned()),
+    }
+}
+
+/// Who opened a connection.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Direction {
+    /// The other end.
+    Inbound,
+    /// The pod.
+    Outbound,
+}
+
+/// `culvert all`.
+#[derive(Args, Debug)]
+pub(super) struct AllArgs {
+    #[command(flatten)]
+    pub(super) query: QueryArgs,
+    /// A headline above each table
+    #[arg(long)]
+    pub(super) with_headers: bool,
 }
 
 /// `culvert flows`.
@@ -69,6 +158,20 @@ pub(super) struct LogArgs {
     /// Log as at start (--log of `culvert agent`)
     #[arg(short, long, conflicts_with = "filter")]
     pub(super) reset: bool,
+}
+
+/// For lists.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ListOutput {
+    /// Columns for people.
+    #[value(alias = "short")]
+    Table,
+    /// More columns.
+    Wide,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
 }
 
 /// For flows.

@@ -8,88 +8,8 @@ use serde_json::Value;
 use crate::admin::query;
 
 use super::args::{ExplainArgs, Output, SocketArgs};
+use super::client;
 use super::style::{Colour, Style};
-use super::{QueryArgs, client, table};
-
-/// Title and field of each column, by list.
-fn columns(list: &str) -> &'static [(&'static str, &'static str)] {
-    match list {
-        "workloads" => &[
-            ("NAMESPACE", "namespace"),
-            ("POD NAME", "name"),
-            ("ADDRESS", "addresses"),
-            ("NODE", "node"),
-            ("WAYPOINT", "waypoint"),
-            ("PROTOCOL", "protocol"),
-            ("IDENTITY", "identity"),
-        ],
-        "services" => &[
-            ("NAMESPACE", "namespace"),
-            ("SERVICE NAME", "service"),
-            ("SERVICE VIP", "vips"),
-            ("WAYPOINT", "waypoint"),
-            ("ENDPOINTS", "endpoints"),
-            ("HOST", "hostname"),
-            ("LOAD BALANCING", "load_balancing"),
-            ("PREFERRED", "preferred"),
-            ("AFFINITY", "affinity"),
-            ("NOTES", "notes"),
-        ],
-        "certificates" => &[
-            ("IDENTITY", "identity"),
-            ("SERIAL NUMBER", "serial"),
-            ("NOT BEFORE", "not_before"),
-            ("NOT AFTER", "not_after"),
-            ("PROBLEM", "error"),
-        ],
-        "pods" => &[
-            ("POD", "name"),
-            ("STATE", "state"),
-            ("REDIRECTION", "redirection"),
-            ("NETNS COOKIE", "netns_cookie"),
-            ("OLDER CONNECTIONS", "older_connections"),
-            ("WAITING FOR", "reason"),
-        ],
-        _ => &[
-            ("NAMESPACE", "namespace"),
-            ("POLICY NAME", "name"),
-            ("KIND", "kind"),
-            ("ACTION", "action"),
-            ("SCOPE", "scope"),
-            ("NOTES", "notes"),
-        ],
-    }
-}
-
-/// Prints one list of the agent's dump.
-pub(super) async fn list(name: &str, args: &QueryArgs) -> Result<()> {
-    let socket = client::socket(args.socket.instance.as_deref())?;
-    let dump: Value =
-        serde_json::from_str(&client::get(&socket, "/dump").await?).context("the agent's dump")?;
-    let rows = dump.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let wanted = |row: &Value| args.namespace.as_deref().is_none_or(|ns| row["namespace"] == ns);
-    let rows: Vec<Value> = rows.into_iter().filter(wanted).collect();
-    if args.output == Output::Json {
-        return print(&format!("{}\n", serde_json::to_string_pretty(&rows)?));
-    }
-    let columns = columns(name);
-    let titles: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
-    let cells: Vec<Vec<String>> =
-        rows.iter().map(|row| columns.iter().map(|(_, field)| cell(&row[*field])).collect()).collect();
-    print(&table::render(&titles, &cells))
-}
-
-fn cell(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) if text.is_empty() => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) if items.is_empty() => "-".to_owned(),
-        Value::Array(items) if items.iter().all(Value::is_object) => items.len().to_string(),
-        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
-    }
-}
 
 /// Prints one page as the agent serves it.
 pub(super) async fn page(path: &str, args: &SocketArgs) -> Result<()> {
