@@ -8,6 +8,7 @@ mod dump;
 mod flows;
 mod lists;
 mod log;
+mod manual;
 mod show;
 mod style;
 mod table;
@@ -119,6 +120,16 @@ enum Command {
     /// Print the version, and which cryptography is built in
     #[command(after_help = "Example:\n  culvert version")]
     Version,
+    /// Print a script that completes commands in a shell
+    #[command(
+        after_help = "Examples:\n  culvert completions bash > /etc/bash_completion.d/culvert\n  culvert completions zsh > /usr/local/share/zsh/site-functions/_culvert\n  culvert completions fish > /etc/fish/completions/culvert.fish"
+    )]
+    Completions(manual::CompletionArgs),
+    /// Print a manual page, or write all of them into a folder
+    #[command(
+        after_help = "Examples:\n  culvert man flows | man -l -\n  culvert man --dir /usr/local/share/man/man1"
+    )]
+    Man(manual::ManArgs),
     /// Remove every trace of a stopped agent from the node: programs, maps, state
     #[command(after_help = "Examples:\n  culvert uninstall --dry-run\n  culvert uninstall --instance blue")]
     Uninstall(uninstall::UninstallArgs),
@@ -273,6 +284,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
         Command::Ca(args) => serve_ca(&args),
         Command::Version => show::print(&format!("culvert {VERSION}\n")),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     }
 }
