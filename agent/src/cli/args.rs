@@ -66,7 +66,7 @@ pub(super) struct ConnectionArgs {
     /// Only with this address, or one in this block, at either end or asked for
     #[arg(long, value_name = "ADDRESS", value_parser = block)]
     pub(super) address: Option<IpNet>,
-    /// Only those that pods of this node accepted, or opened
+    /// Only those that were accepted, or those that were opened
     #[arg(long, value_enum, ignore_case = true)]
     pub(super) direction: Option<Direction>,
     /// Addresses instead of names
@@ -82,12 +82,12 @@ fn block(text: &str) -> Result<IpNet, String> {
     }
 }
 
-/// Who opened a connection.
+/// Seen from the pod of this node.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Direction {
-    /// The other end.
+    /// The pod accepted it.
     Inbound,
-    /// The pod.
+    /// The pod opened it.
     Outbound,
 }
 

@@ -53,9 +53,15 @@ fn an_end_is_named_by_pod_namespace_address_or_identity() {
     ] {
         assert!(from(text), "{text}");
     }
-    for text in
-        ["test/cur", "tes", "shop/", "10.244.1.3", "10.244.2.0/24", "spiffe://cluster.local/ns/test/sa/cur"]
-    {
+    for text in [
+        "test/cur",
+        "test/curl-2",
+        "tes",
+        "shop/",
+        "10.244.1.3",
+        "10.244.2.0/24",
+        "spiffe://cluster.local/ns/test/sa/cur",
+    ] {
         assert!(!from(text), "{text}");
     }
 }
