@@ -4,31 +4,44 @@
 //! | --- | --- | --- |
 //! | unix socket, 15021 | `/healthz/ready` | 200 `ready`, or 500 with what is pending |
 //! | unix socket, 15020 | `/metrics` | Prometheus text |
-//! | unix socket | `/flows?since=SEQ` | flow records, a JSON object a line |
+//! | unix socket | `/flows` | flow records, a JSON object a line; see [`stream`] for the parameters |
 //! | unix socket | `/explain?from=WHO&to=WHERE` | why a connection is or is not allowed, JSON |
+//! | unix socket | `/log` | the log's filter, JSON; `POST /log?filter=FILTER` or `?reset` changes it |
 //! | unix socket | `/dump` | one JSON document: all that the agent knows, no secrets |
+
+pub(crate) mod query;
+mod socket;
+mod stream;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::flows::{FlowLog, Names};
+use crate::telemetry::log::LogControl;
+use query::Query;
+use stream::{Records, Wanted};
 
 /// `/metrics`.
 pub const METRICS_PORT: u16 = 15020;
 /// `/healthz/ready`.
 pub const READY_PORT: u16 = 15021;
+/// Bytes of a request's first line and headers: more is answered 414 or 431.
+const LONGEST_HEAD: usize = 16 << 10;
+/// How long a request's head may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the admin server shows.
 pub trait View: Send + Sync + 'static {
@@ -36,12 +49,18 @@ pub trait View: Send + Sync + 'static {
     fn pending(&self) -> Vec<String>;
     /// Prometheus text.
     fn metrics(&self) -> String;
-    /// Flow records after `seq`, as JSON lines.
-    fn flows(&self, seq: u64) -> String;
+    /// The flow records.
+    fn flow_log(&self) -> Arc<FlowLog>;
+    /// What numbers and addresses in flow records are called now.
+    fn names(&self) -> Arc<dyn Names + Send + Sync>;
+    /// How many events of the kernel found no room, and so never became flow records.
+    fn events_lost(&self) -> u64;
     /// The whole state as JSON.
     fn dump(&self) -> String;
     /// Why a connection is or is not allowed, as JSON; the error says what is wrong with the question.
     fn explain(&self, from: &str, to: &str) -> Result<String, String>;
+    /// What is logged.
+    fn log(&self) -> &LogControl;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,9 +79,9 @@ enum Audience {
 ///
 /// When the unix socket cannot be made.
 pub async fn serve(view: Arc<dyn View>, socket: &Path, shutdown: CancellationToken) -> io::Result<()> {
-    let unix = bind_unix(socket)?;
+    let unix = socket::bind_unix(socket)?;
     for (port, audience) in [(METRICS_PORT, Audience::Scraper), (READY_PORT, Audience::Kubelet)] {
-        match bind_tcp(port).await {
+        match socket::bind_tcp(port).await {
             Ok(listener) => {
                 let (view, shutdown) = (view.clone(), shutdown.clone());
                 tokio::spawn(async move { accept_tcp(listener, view, audience, shutdown).await });
@@ -82,28 +101,6 @@ pub async fn serve(view: Arc<dyn View>, socket: &Path, shutdown: CancellationTok
         }
     });
     Ok(())
-}
-
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-async fn bind_tcp(port: u16) -> io::Result<TcpListener> {
-    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
-        Err(error)
-            if error.kind() == io::ErrorKind::AddrNotAvailable
-                || error.kind() == io::ErrorKind::Unsupported =>
-        {
-            TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await
-        }
-        result => result,
-    }
 }
 
 async fn accept_tcp(
@@ -126,7 +123,7 @@ async fn accept_tcp(
 /// Out of descriptors, mostly: a short rest instead of a busy loop.
 async fn pause_after(error: &io::Error) {
     tracing::warn!(%error, "admin: cannot accept");
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
 fn spawn_connection<S>(stream: S, view: Arc<dyn View>, audience: Audience)
@@ -136,63 +133,106 @@ where
     tokio::spawn(async move {
         let service = service_fn(move |request| {
             let view = view.clone();
-            async move { Ok::<_, Infallible>(answer(&*view, &request, audience)) }
+            async move { Ok::<_, Infallible>(answer(&view, &request, audience)) }
         });
-        let served =
-            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .max_buf_size(LONGEST_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
         if let Err(error) = served {
             tracing::debug!(%error, "admin connection ended");
         }
     });
 }
 
-fn answer(view: &dyn View, request: &Request<Incoming>, audience: Audience) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET {
-        return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is served\n".to_owned());
+type Answer = Response<Either<Full<Bytes>, Records>>;
+
+fn answer(view: &Arc<dyn View>, request: &Request<Incoming>, audience: Audience) -> Answer {
+    let (path, query) = (request.uri().path(), request.uri().query());
+    let served: &[Method] = match (audience, path) {
+        (Audience::Operator, "/log") => &[Method::GET, Method::POST],
+        (Audience::Operator, "/flows" | "/explain" | "/dump") => &[Method::GET],
+        (Audience::Operator | Audience::Kubelet, "/healthz/ready") => &[Method::GET],
+        (Audience::Operator | Audience::Scraper, "/metrics" | "/stats/prometheus") => &[Method::GET],
+        _ => return text(StatusCode::NOT_FOUND, "no such page\n".to_owned()),
+    };
+    if !served.contains(request.method()) {
+        return not_allowed(served);
     }
-    let operator = audience == Audience::Operator;
-    match request.uri().path() {
-        "/healthz/ready" if operator || audience == Audience::Kubelet => ready(&view.pending()),
-        "/metrics" | "/stats/prometheus" if operator || audience == Audience::Scraper => {
-            reply(StatusCode::OK, "text/plain; version=0.0.4", view.metrics())
+    match path {
+        "/log" => json(log(view.log(), request.method(), query)),
+        "/flows" => match Wanted::read(query) {
+            Ok(wanted) => reply(
+                StatusCode::OK,
+                "application/x-ndjson",
+                Either::Right(stream::records(view.clone(), wanted)),
+            ),
+            Err(why) => json(Err(why)),
+        },
+        "/explain" => json(explain(&**view, query)),
+        "/dump" => json(Ok(view.dump())),
+        "/healthz/ready" => ready(&view.pending()),
+        _ => {
+            let body = Either::Left(Full::new(view.metrics().into()));
+            reply(StatusCode::OK, "text/plain; version=0.0.4", body)
         }
-        "/flows" if operator => {
-            reply(StatusCode::OK, "application/x-ndjson", view.flows(since(request.uri().query())))
-        }
-        "/explain" if operator => {
-            let query = request.uri().query();
-            match view.explain(parameter(query, "from"), parameter(query, "to")) {
-                Ok(text) => reply(StatusCode::OK, "application/json", text),
-                Err(why) => reply(StatusCode::BAD_REQUEST, "text/plain", format!("{why}\n")),
-            }
-        }
-        "/dump" if operator => reply(StatusCode::OK, "application/json", view.dump()),
-        _ => reply(StatusCode::NOT_FOUND, "text/plain", "no such page\n".to_owned()),
     }
 }
 
-fn ready(pending: &[String]) -> Response<Full<Bytes>> {
+fn ready(pending: &[String]) -> Answer {
     if pending.is_empty() {
-        reply(StatusCode::OK, "text/plain", "ready\n".to_owned())
+        text(StatusCode::OK, "ready\n".to_owned())
     } else {
-        let text = format!("not ready, pending: {}\n", pending.join(", "));
-        reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", text)
+        let why = format!("not ready, pending: {}\n", pending.join(", "));
+        text(StatusCode::INTERNAL_SERVER_ERROR, why)
     }
 }
 
-fn since(query: Option<&str>) -> u64 {
-    parameter(query, "since").parse().unwrap_or(0)
+fn explain(view: &dyn View, query: Option<&str>) -> Result<String, String> {
+    let query = Query::parse(query, &["from", "to"])?;
+    view.explain(query.get("from").unwrap_or(""), query.get("to").unwrap_or(""))
 }
 
-/// The value of `name=…`; names, addresses and ports need no escapes.
-fn parameter<'a>(query: Option<&'a str>, name: &str) -> &'a str {
-    let mut pairs = query.unwrap_or("").split('&');
-    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).unwrap_or("")
+fn log(control: &LogControl, method: &Method, query: Option<&str>) -> Result<String, String> {
+    let query = Query::parse(query, &["filter", "reset"])?;
+    let state = match (method == Method::POST, query.get("filter"), query.get("reset")) {
+        (false, None, None) => control.state(),
+        (true, Some(filter), None) => control.set(filter)?,
+        (true, None, Some(_)) => control.reset()?,
+        _ => return Err("GET /log shows; POST /log?filter=FILTER or /log?reset changes".to_owned()),
+    };
+    serde_json::to_string(&state).map(|text| text + "\n").map_err(|error| error.to_string())
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+/// An error is the asker's.
+fn json(result: Result<String, String>) -> Answer {
+    match result {
+        Ok(body) => reply(StatusCode::OK, "application/json", Either::Left(Full::new(body.into()))),
+        Err(why) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+    }
+}
+
+fn not_allowed(served: &[Method]) -> Answer {
+    let names = served.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {names} is served here\n"));
+    if let Ok(names) = HeaderValue::from_str(&names) {
+        response.headers_mut().insert(header::ALLOW, names);
+    }
     response
 }
+
+fn text(status: StatusCode, body: String) -> Answer {
+    reply(status, "text/plain", Either::Left(Full::new(body.into())))
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: Either<Full<Bytes>, Records>) -> Answer {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! The agent: the one place that knows everyone. Reads top down as the story of a start and of a change.
 
+mod connections;
 mod events;
 mod explain;
 mod limits;
@@ -19,11 +20,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::bpf::{self, Capacities, Kernel, KernelConfig, PIN_ROOT};
 use crate::claim::Claim;
-use crate::cli::{AgentArgs, LogFormat, SameNode, SourceGuard};
+use crate::cli::{AgentArgs, SameNode, SourceGuard};
 use crate::control::{manifests, names};
 use crate::identity::{Ca, CertStore, EmbeddedCa, PeerRules, RemoteCa, RemoteConfig, Revocations, VERSION};
 use crate::model::{Settings, Snapshot, World};
@@ -31,6 +31,7 @@ use crate::pods::Pods;
 use crate::policy::Compiled;
 use crate::proxy::{ProxyConfig, Shared};
 use crate::telemetry::flows::FlowLog;
+use crate::telemetry::log::{self, LogControl};
 use crate::{admin, sys};
 use events::Untracked;
 use limits::Limits;
@@ -44,25 +45,14 @@ use view::{Published, State};
 ///
 /// What keeps the agent from starting, or the loss of something that it cannot do without.
 pub fn run(args: AgentArgs) -> Result<()> {
-    init_logging(&args.log, args.log_format)?;
+    let log = log::init(&args.log, args.log_format)?;
     sys::raise_descriptor_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(start(args))
+    runtime.block_on(start(args, log))
 }
 
-/// Log lines go to stderr.
-pub(crate) fn init_logging(log: &str, format: LogFormat) -> Result<()> {
-    let filter = EnvFilter::try_new(log).with_context(|| format!("--log {log:?} is not a log filter"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder.with_ansi(false).init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
-}
-
-async fn start(args: AgentArgs) -> Result<()> {
+async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let begun = Instant::now();
     check_instance(&args.instance)?;
     args.compliance_policy.check().map_err(anyhow::Error::msg)?;
@@ -116,6 +106,7 @@ async fn start(args: AgentArgs) -> Result<()> {
         proxy: proxy.clone(),
         certs,
         same_node: args.same_node,
+        log,
     };
     admin::serve(Arc::new(view), &state_dir.join("admin.sock"), shutdown.clone())
         .await

@@ -1,9 +1,16 @@
 //! The command line: `culvert agent` runs a node; `culvert analyze` reads manifests; the other verbs ask a running agent.
 
 mod analyze;
+mod args;
 mod ca;
 mod client;
+mod dump;
+mod flows;
+mod lists;
+mod log;
+mod manual;
 mod show;
+mod style;
 mod table;
 mod uninstall;
 
@@ -11,6 +18,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use args::{
+    AllArgs, ConnectionArgs, ExplainArgs, FlowArgs, LogArgs, QueryArgs, ServiceArgs, SocketArgs, WorkloadArgs,
+};
+use lists::List;
 
 use crate::bpf::MapEntries;
 use crate::identity::{Compliance, VERSION};
@@ -29,22 +41,51 @@ enum Command {
     /// Run the agent of this node
     Agent(Box<AgentArgs>),
     /// List the workloads the mesh knows, with their protocol (HBONE once enrolled)
-    #[command(visible_alias = "workload")]
-    Workloads(QueryArgs),
+    #[command(
+        visible_alias = "workload",
+        alias = "w",
+        after_help = "Examples:\n  culvert workloads -n shop\n  culvert workloads --node n1 -o wide\n  culvert workloads --address 10.244.1.0/24 -o yaml\n  culvert workloads --file dump.json"
+    )]
+    Workloads(WorkloadArgs),
     /// List the services with their virtual addresses, ready endpoints, and which of those this node's pods use
-    #[command(visible_alias = "service")]
-    Services(QueryArgs),
+    #[command(
+        visible_alias = "service",
+        aliases = ["svc", "s"],
+        after_help = "Examples:\n  culvert services -n shop\n  culvert services --address 10.96.0.17 -o json"
+    )]
+    Services(ServiceArgs),
     /// List the policies, with what is notable about each
-    #[command(visible_alias = "policy")]
+    #[command(
+        visible_alias = "policy",
+        aliases = ["pol", "p"],
+        after_help = "Examples:\n  culvert policies --policy-namespace shop\n  culvert policies -o yaml"
+    )]
     Policies(QueryArgs),
     /// List the certificates of this node's identities
-    #[command(visible_alias = "certificate")]
+    #[command(
+        visible_alias = "certificate",
+        aliases = ["certs", "cert"],
+        after_help = "Examples:\n  culvert certificates\n  culvert certificates -n shop -o wide"
+    )]
     Certificates(QueryArgs),
     /// List the pods of this node that are enrolled or waiting to be, with the reason
+    #[command(after_help = "Examples:\n  culvert pods\n  culvert pods -n shop -o json")]
     Pods(QueryArgs),
+    /// List what is open now: tunnels, and direct and plaintext connections into pods of this node
+    #[command(
+        visible_alias = "connection",
+        alias = "cons",
+        after_help = "Examples:\n  culvert connections -n shop\n  culvert connections --direction inbound --address 10.244.2.0/24\n  culvert connections --raw -o wide\n\nBytes are those from client to server (SENT) and back (RECEIVED). The kernel tells them of what stays in it only at its end, in `culvert flows`."
+    )]
+    Connections(ConnectionArgs),
+    /// Print all lists, or with `-o json` and `-o yaml` everything the agent knows, for `--file` of the lists
+    #[command(
+        after_help = "Examples:\n  culvert all --with-headers\n  culvert all -o json > dump.json\n  culvert workloads --file dump.json"
+    )]
+    All(AllArgs),
     /// Show recent connections: who, to whom, by which path, and why (not)
     #[command(
-        after_help = "Examples:\n  culvert flows --verdict refused\n  culvert flows --from test/curl -o json\n  culvert flows --follow"
+        after_help = "Examples:\n  culvert flows --verdict refused --since 5m\n  culvert flows --follow --last 0 --to shop/web\n  culvert flows --from 10.244.1.0/24 --verdict refused,ended\n  culvert flows --policy shop/no-test -o json\n\nThe agent keeps the last 65536 records. When some are missing because they came faster than they were read, --follow says how many."
     )]
     Flows(FlowArgs),
     /// Say whether a connection is allowed, which policy and rule decide, and what the kernel's table says
@@ -52,16 +93,24 @@ enum Command {
         after_help = "Examples:\n  culvert explain test/curl hello/helloworld:5000\n  culvert explain 10.244.2.7 hello/db-0:9000\n  culvert explain spiffe://cluster.local/ns/web/sa/nginx 10.244.1.3:5000"
     )]
     Explain(ExplainArgs),
+    /// Show or change what the running agent logs
+    #[command(
+        after_help = "Examples:\n  culvert log\n  culvert log debug\n  culvert log culvert::hbone=trace,info\n  culvert log access=off\n  culvert log --reset\n\nA restarted agent logs what its --log (RUST_LOG) says."
+    )]
+    Log(LogArgs),
     /// Say what is wrong or unexpected in manifests, before they reach an agent; needs neither agent nor root
     #[command(
         after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications,serviceentries,workloadentries -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
     )]
     Analyze(Box<analyze::AnalyzeArgs>),
     /// Print everything the agent knows as one JSON document
+    #[command(after_help = "Example:\n  culvert dump > dump.json")]
     Dump(SocketArgs),
     /// Print the agent's metrics
+    #[command(after_help = "Example:\n  culvert metrics")]
     Metrics(SocketArgs),
     /// Say whether the agent is ready, and if not, what it waits for
+    #[command(after_help = "Example:\n  culvert ready && echo go")]
     Ready(SocketArgs),
     /// Sign certificates for the agents of a mesh, by Istio's certificate API
     #[command(
@@ -69,8 +118,20 @@ enum Command {
     )]
     Ca(Box<ca::CaArgs>),
     /// Print the version, and which cryptography is built in
+    #[command(after_help = "Example:\n  culvert version")]
     Version,
+    /// Print a script that completes commands in a shell
+    #[command(
+        after_help = "Examples:\n  culvert completions bash > /etc/bash_completion.d/culvert\n  culvert completions zsh > /usr/local/share/zsh/site-functions/_culvert\n  culvert completions fish > /etc/fish/completions/culvert.fish"
+    )]
+    Completions(manual::CompletionArgs),
+    /// Print a manual page, or write all of them into a folder
+    #[command(
+        after_help = "Examples:\n  culvert man flows | man -l -\n  culvert man --dir /usr/local/share/man/man1"
+    )]
+    Man(manual::ManArgs),
     /// Remove every trace of a stopped agent from the node: programs, maps, state
+    #[command(after_help = "Examples:\n  culvert uninstall --dry-run\n  culvert uninstall --instance blue")]
     Uninstall(uninstall::UninstallArgs),
 }
 
@@ -199,71 +260,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// Which agent to ask.
-#[derive(Args, Debug)]
-struct SocketArgs {
-    /// The agent's instance, when several run on this machine
-    #[arg(long, env = "CULVERT_INSTANCE")]
-    instance: Option<String>,
-}
-
-#[derive(Args, Debug)]
-struct QueryArgs {
-    #[command(flatten)]
-    socket: SocketArgs,
-    /// Only this namespace
-    #[arg(short, long, visible_alias = "workload-namespace", visible_alias = "service-namespace")]
-    namespace: Option<String>,
-    /// Output form
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
-#[derive(Args, Debug)]
-struct FlowArgs {
-    #[command(flatten)]
-    socket: SocketArgs,
-    /// Go on with new flows as they come
-    #[arg(short, long)]
-    follow: bool,
-    /// Only from this workload (namespace/name) or namespace
-    #[arg(long)]
-    from: Option<String>,
-    /// Only to this workload (namespace/name) or namespace
-    #[arg(long)]
-    to: Option<String>,
-    /// Only `allowed` or `refused`
-    #[arg(long, value_parser = ["allowed", "refused"])]
-    verdict: Option<String>,
-    /// Only the last N
-    #[arg(long, value_name = "N")]
-    last: Option<usize>,
-    /// Output form
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
-#[derive(Args, Debug)]
-struct ExplainArgs {
-    #[command(flatten)]
-    socket: SocketArgs,
-    /// Who connects: namespace/pod, an address, or a SPIFFE id
-    from: String,
-    /// Where to: namespace/pod:port, namespace/service:port, host:port or address:port
-    to: String,
-    /// Output form
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-enum Output {
-    /// Columns for people.
-    Table,
-    /// JSON.
-    Json,
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -272,19 +268,24 @@ enum Output {
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Agent(args) => crate::app::run(*args),
-        Command::Workloads(args) => wait(show::list("workloads", &args)),
-        Command::Services(args) => wait(show::list("services", &args)),
-        Command::Policies(args) => wait(show::list("policies", &args)),
-        Command::Certificates(args) => wait(show::list("certificates", &args)),
-        Command::Pods(args) => wait(show::list("pods", &args)),
-        Command::Flows(args) => wait(show::flows(&args)),
+        Command::Workloads(args) => wait(lists::workloads(&args)),
+        Command::Services(args) => wait(lists::services(&args)),
+        Command::Policies(args) => wait(lists::plain(List::Policies, &args)),
+        Command::Certificates(args) => wait(lists::plain(List::Certificates, &args)),
+        Command::Pods(args) => wait(lists::plain(List::Pods, &args)),
+        Command::Connections(args) => wait(lists::connections(&args)),
+        Command::All(args) => wait(lists::all(&args)),
+        Command::Flows(args) => wait(flows::run(&args)),
         Command::Explain(args) => wait(show::explain(&args)),
+        Command::Log(args) => wait(log::run(&args)),
         Command::Analyze(args) => analyze::run(&args),
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
         Command::Ca(args) => serve_ca(&args),
         Command::Version => show::print(&format!("culvert {VERSION}\n")),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     }
 }

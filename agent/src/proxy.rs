@@ -7,6 +7,7 @@
 mod guests;
 mod inbound;
 mod listeners;
+mod open;
 mod outbound;
 mod pod;
 mod ports;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use culvert_common::{Decision, OriginalDst, Reason};
 
 pub use listeners::{PodListeners, open, open_at};
+pub use open::{OpenTunnel, OpenTunnels};
 pub use pod::{Baggage, PodProxy, serve_pod};
 pub use request::{Refusal, check};
 pub use shared::{Counters, ProxyConfig, Shared};

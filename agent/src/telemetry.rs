@@ -1,4 +1,6 @@
 //! What the agent tells: flow records, metrics, logs.
 
+pub mod filter;
 pub mod flows;
+pub mod log;
 pub mod metrics;

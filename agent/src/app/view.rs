@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::explain::Explainer;
-use super::redirection;
+use super::{connections, redirection};
 use crate::admin::View;
 use crate::bpf::{Kernel, Short};
 use crate::cli::SameNode;
@@ -18,7 +18,8 @@ use crate::model::Snapshot;
 use crate::pods::PodState;
 use crate::policy::Finding;
 use crate::proxy::Shared;
-use crate::telemetry::flows::FlowLog;
+use crate::telemetry::flows::{FlowLog, Names};
+use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::Metrics;
 
 /// What the main task tells.
@@ -45,6 +46,7 @@ pub(super) struct Published {
     pub(super) proxy: Arc<Shared>,
     pub(super) certs: CertStore,
     pub(super) same_node: SameNode,
+    pub(super) log: LogControl,
 }
 
 impl View for Published {
@@ -81,17 +83,20 @@ impl View for Published {
         metrics.render()
     }
 
-    fn flows(&self, seq: u64) -> String {
-        let snapshot = self.snapshots.borrow().clone();
-        let mut text = String::new();
-        for record in self.flows.since(seq, &*snapshot) {
-            match serde_json::to_string(&record) {
-                Ok(line) => text.push_str(&line),
-                Err(error) => tracing::error!(%error, "a flow record cannot be written as JSON"),
-            }
-            text.push('\n');
-        }
-        text
+    fn flow_log(&self) -> Arc<FlowLog> {
+        self.flows.clone()
+    }
+
+    fn names(&self) -> Arc<dyn Names + Send + Sync> {
+        self.snapshots.borrow().clone()
+    }
+
+    fn events_lost(&self) -> u64 {
+        self.kernel.maps.counter(Counter::EventsLost)
+    }
+
+    fn log(&self) -> &LogControl {
+        &self.log
     }
 
     fn explain(&self, from: &str, to: &str) -> Result<String, String> {
@@ -117,8 +122,13 @@ impl View for Published {
             .into_iter()
             .map(|(program, count)| json!({"program": program, "verified_instructions": count}))
             .collect();
+        let connections = connections::all(&snapshot, &self.kernel, &self.proxy).unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel's open connections cannot be read: the dump has none");
+            Vec::new()
+        });
         let dump = json!({
             "version": env!("CARGO_PKG_VERSION"),
+            "node": snapshot.mesh.settings.node,
             "workloads": redirection::workloads(&snapshot, &state.pods),
             "services": snapshot.service_rows(),
             "policies": policies(&snapshot),
@@ -126,6 +136,7 @@ impl View for Published {
             "certificates": self.certs.list(),
             "identities": identities,
             "pods": state.pods,
+            "connections": connections,
             "source": state.source,
             "programs": verifier,
             "policy_rows": snapshot.compiled.rows.len(),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::Output;
+use super::args::Output;
 use super::show::print;
 use super::table;
 use crate::analyze::{Code, Input, Level, Message, analyze};

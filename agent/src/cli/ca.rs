@@ -11,8 +11,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::LogFormat;
-use crate::app;
 use crate::identity::{CaFiles, CaService, Compliance, EmbeddedCa, ServiceConfig};
+use crate::telemetry::log;
 
 /// `culvert ca`.
 #[derive(Args, Debug)]
@@ -58,7 +58,7 @@ pub(super) struct CaArgs {
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) async fn run(args: &CaArgs) -> Result<()> {
-    app::init_logging(&args.log, args.log_format)?;
+    log::init(&args.log, args.log_format)?;
     args.compliance_policy.check().map_err(anyhow::Error::msg)?;
     let longest = Duration::from_secs(args.max_ttl);
     let files = CaFiles {

@@ -58,6 +58,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub struct CertInfo {
     /// Whose.
     pub identity: SpiffeId,
+    /// `Available` and in use, `Initializing` when the CA has not answered yet, or `Unavailable`, as [`CertInfo::error`] says:
+    /// istioctl's words.
+    pub status: &'static str,
+    /// Whether it is now between its two times.
+    pub valid: bool,
     /// Serial number, hexadecimal; empty while there is none.
     pub serial: String,
     /// RFC 3339; empty while there is none.
@@ -168,6 +173,7 @@ impl CertStore {
 
     /// What the store holds, by identity.
     pub fn list(&self) -> Vec<CertInfo> {
+        let now = SystemTime::now();
         let mut list: Vec<CertInfo> = self
             .entries()
             .iter()
@@ -176,6 +182,12 @@ impl CertStore {
                 let cert = state.current.as_ref();
                 CertInfo {
                     identity: identity.clone(),
+                    status: match (cert.is_some(), state.error.is_some()) {
+                        (true, _) => "Available",
+                        (false, false) => "Initializing",
+                        (false, true) => "Unavailable",
+                    },
+                    valid: cert.is_some_and(|c| (c.not_before()..c.not_after()).contains(&now)),
                     serial: cert.map_or_else(String::new, |c| c.serial().to_owned()),
                     not_before: cert.map_or_else(String::new, |c| text(c.not_before())),
                     not_after: cert.map_or_else(String::new, |c| text(c.not_after())),

@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::guests::{Guest, Guests, Limits};
+use super::open::Count;
 use super::pod::Pod;
 use super::relay::{Fault, relay};
 use super::request::{Refusal, check};
@@ -259,6 +260,9 @@ async fn carry(
     let counters = &pod.shared.counters;
     Counters::add(&counters.inbound_opened, 1);
     let _open = Counters::open(&counters.inbound_open);
+    let entry = pod.shared.open.enter(flow.clone());
+    let up = Count { all: &counters.bytes_received, own: &entry.tunnel.bytes_received };
+    let down = Count { all: &counters.bytes_sent, own: &entry.tunnel.bytes_sent };
     pod.shared.mesh.report(flow.clone());
     let mut refused = None;
     let end = async {
@@ -271,7 +275,8 @@ async fn carry(
             () = revoked.cancelled() => REVOKED.to_owned(),
         }
     };
-    let relayed = relay(tcp, stream, (&counters.bytes_received, &counters.bytes_sent), end).await;
+    let relayed = relay(tcp, stream, (up, down), end).await;
+    drop(entry);
     flow.stage = Stage::Closed {
         bytes_sent: relayed.from_tunnel,
         bytes_received: relayed.to_tunnel,

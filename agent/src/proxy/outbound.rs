@@ -9,6 +9,7 @@ use http::header::FORWARDED;
 use http::{HeaderValue, Method, Request};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::open::Count;
 use super::pod::Pod;
 use super::relay::relay;
 use super::socket::{next, reset};
@@ -47,6 +48,7 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
     let counters = &pod.shared.counters;
     Counters::add(&counters.outbound_opened, 1);
     let _open = Counters::open(&counters.outbound_open);
+    let entry = pod.shared.open.enter(flow.clone());
     pod.shared.mesh.report(flow.clone());
 
     let Tunnel { send, recv, slot } = tunnel;
@@ -54,10 +56,12 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
         pod.kill.cancelled().await;
         "the agent stopped serving the pod".to_owned()
     };
-    let totals = (&counters.bytes_sent, &counters.bytes_received);
-    let relayed = relay(tcp, (send, recv), totals, end).await;
+    let up = Count { all: &counters.bytes_sent, own: &entry.tunnel.bytes_sent };
+    let down = Count { all: &counters.bytes_received, own: &entry.tunnel.bytes_received };
+    let relayed = relay(tcp, (send, recv), (up, down), end).await;
     let ended = slot.end();
     drop(slot);
+    drop(entry);
     flow.stage = Stage::Closed {
         bytes_sent: relayed.to_tunnel,
         bytes_received: relayed.from_tunnel,

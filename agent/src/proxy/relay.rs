@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::Counters;
+use super::open::Count;
 use super::socket::reset;
 
 /// A read starts this small and grows with the traffic: most connections carry little.
@@ -59,25 +59,18 @@ impl fmt::Display for Fault {
 }
 
 /// Carries bytes until both directions have ended, one breaks, or `end` says to end it, and why.
-/// `totals` are global counters: into the tunnel, out of it.
+/// Bytes are counted as they go: into the tunnel, out of it.
 pub(super) async fn relay(
     mut tcp: TcpStream,
     (mut send, mut recv): (SendStream<Bytes>, RecvStream),
-    totals: (&AtomicU64, &AtomicU64),
+    (to_tunnel, from_tunnel): (Count<'_>, Count<'_>),
     end: impl Future<Output = String>,
 ) -> Relayed {
-    let (mut to_tunnel, mut from_tunnel) = (0, 0);
     let heard = AtomicBool::new(false); // all that the peer had to say
     let result = {
         let (read, write) = tcp.split();
-        let up = upload(read, &mut send, &heard, |n| {
-            to_tunnel += n;
-            Counters::add(totals.0, n);
-        });
-        let down = download(&mut recv, write, &heard, |n| {
-            from_tunnel += n;
-            Counters::add(totals.1, n);
-        });
+        let up = upload(read, &mut send, &heard, |n| to_tunnel.add(n));
+        let down = download(&mut recv, write, &heard, |n| from_tunnel.add(n));
         tokio::select! {
             result = async { tokio::try_join!(up, down) } => result.map(|_| ()),
             why = end => Err(Fault::Ended(why)),
@@ -89,7 +82,7 @@ pub(super) async fn relay(
         }
         reset(tcp);
     }
-    Relayed { to_tunnel, from_tunnel, fault: result.err() }
+    Relayed { to_tunnel: to_tunnel.own(), from_tunnel: from_tunnel.own(), fault: result.err() }
 }
 
 async fn upload(

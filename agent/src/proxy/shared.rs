@@ -7,7 +7,7 @@ use std::time::Duration;
 use culvert_common::{HBONE_PORT, OUTBOUND_PORT};
 use tokio::sync::watch;
 
-use super::Mesh;
+use super::{Mesh, OpenTunnels};
 use crate::hbone::{HboneConfig, Pool};
 use crate::identity::CertStore;
 
@@ -59,6 +59,8 @@ pub struct Shared {
     pub pool: Pool,
     /// What is counted.
     pub counters: Counters,
+    /// What is open.
+    pub open: OpenTunnels,
     /// The settings.
     pub config: ProxyConfig,
     policy: watch::Sender<u64>,
@@ -69,7 +71,15 @@ impl Shared {
     pub fn new(mesh: Arc<dyn Mesh>, certs: CertStore, config: ProxyConfig) -> Arc<Self> {
         let pool = Pool::new(certs.clone(), config.hbone.clone());
         let counters = Counters::default();
-        Arc::new(Self { mesh, certs, pool, counters, config, policy: watch::Sender::new(0) })
+        Arc::new(Self {
+            mesh,
+            certs,
+            pool,
+            counters,
+            open: OpenTunnels::default(),
+            config,
+            policy: watch::Sender::new(0),
+        })
     }
 
     /// Makes every open inbound tunnel ask [`Mesh::decide`] again; those now refused are reset. To be called when

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use culvert_common::{FlowEvent, Hook, Path, Reason, Verdict};
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::proxy::{Side, Stage, TunnelFlow};
 
@@ -91,6 +92,7 @@ pub struct FlowRecord {
     pub duration_ms: u64,
 }
 
+#[derive(Clone)]
 enum Kept {
     Kernel(FlowEvent),
     Tunnel(Box<TunnelFlow>),
@@ -105,7 +107,18 @@ struct Ring {
 pub struct FlowLog {
     node: String,
     ring: Mutex<Ring>,
+    newest: watch::Sender<u64>,
     boot: SystemTime,
+}
+
+/// Some records in a row.
+pub struct Page {
+    /// Oldest first.
+    pub records: Vec<FlowRecord>,
+    /// Number of the last one; the one that was asked for when there are none.
+    pub last: u64,
+    /// How many before them are no longer kept.
+    pub lost: u64,
 }
 
 impl FlowLog {
@@ -114,6 +127,7 @@ impl FlowLog {
         Self {
             node: node.to_owned(),
             ring: Mutex::new(Ring { next: 1, kept: VecDeque::new() }),
+            newest: watch::Sender::new(0),
             boot: crate::sys::boot_time(),
         }
     }
@@ -140,12 +154,41 @@ impl FlowLog {
             ring.kept.pop_front();
         }
         ring.kept.push_back((seq, time, kept));
+        drop(ring);
+        self.newest.send_modify(|newest| *newest = seq.max(*newest));
         seq
     }
 
     /// Number of the newest record, 0 when there is none.
     pub fn last(&self) -> u64 {
         self.lock().next - 1
+    }
+
+    /// Changes with every record.
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+
+    /// The number after which everything is kept.
+    pub fn before_oldest(&self) -> u64 {
+        let ring = self.lock();
+        ring.next - 1 - ring.kept.len() as u64
+    }
+
+    /// The first records after number `after`, at most `most`; the log is not held up while their names are looked up.
+    pub fn page(&self, after: u64, most: usize, names: &dyn Names) -> Page {
+        let (kept, before_oldest): (Vec<_>, u64) = {
+            let ring = self.lock();
+            let start = ring.kept.partition_point(|(n, ..)| *n <= after);
+            let kept = ring.kept.range(start..).take(most).cloned().collect();
+            (kept, ring.next - 1 - ring.kept.len() as u64)
+        };
+        let render = |(n, time, kept): &(u64, Timestamp, Kept)| self.render(*n, *time, kept, names);
+        Page {
+            last: kept.last().map_or(after, |(n, ..)| *n),
+            lost: before_oldest.saturating_sub(after),
+            records: kept.iter().map(render).collect(),
+        }
     }
 
     /// The records after number `seq`, oldest first.

@@ -1,0 +1,146 @@
+//! What is open now: connections into pods of this node that stay in the kernel, and the tunnels that the agent carries.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use culvert_common::{Connection, HOST_IDENTITY, Tuple, UNKNOWN_IDENTITY};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::bpf::Kernel;
+use crate::identity::SpiffeId;
+use crate::model::{Snapshot, Workload};
+use crate::proxy::{OpenTunnel, Shared, Side};
+use crate::sys;
+
+/// `culvert connections`: one end on this node. A connection between two pods of it has two rows.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ConnectionRow {
+    /// The pod's namespace.
+    namespace: String,
+    /// `namespace/name` of the pod of this node.
+    workload: String,
+    /// `Inbound` when the pod accepted it, `Outbound` when it opened it.
+    direction: &'static str,
+    /// The pod's end.
+    local: SocketAddr,
+    /// The other end.
+    remote: SocketAddr,
+    /// `namespace/name:port` of the other end, empty when it is no pod of the mesh.
+    remote_name: String,
+    /// What the pod asked for, where it opened it.
+    remote_target: Option<SocketAddr>,
+    /// `namespace/name:port` of the service behind that; empty when it is none.
+    remote_target_name: String,
+    /// `HBONE` through a tunnel, else `TCP`.
+    protocol: &'static str,
+    /// `direct`, `tunnel`, or `passthrough` in plaintext.
+    path: &'static str,
+    /// The client's SPIFFE id; empty when it proved none.
+    source_identity: String,
+    /// The server's SPIFFE id.
+    destination_identity: String,
+    /// From client to server, so far; unknown when it stays in the kernel.
+    bytes_sent: Option<u64>,
+    /// From server to client, so far.
+    bytes_received: Option<u64>,
+    /// RFC 3339.
+    opened: String,
+    /// How long ago that was.
+    age_seconds: u64,
+}
+
+/// All of them, by workload.
+///
+/// # Errors
+///
+/// The kernel's map cannot be read.
+pub(super) fn all(snapshot: &Snapshot, kernel: &Kernel, proxy: &Shared) -> io::Result<Vec<ConnectionRow>> {
+    let mut rows: Vec<_> = proxy.open.list().iter().map(|tunnel| of_tunnel(snapshot, tunnel)).collect();
+    let boot = sys::boot_time();
+    for (tuple, connection) in kernel.maps.connections()? {
+        rows.extend(of_kernel(snapshot, tuple, connection, boot));
+    }
+    rows.sort();
+    Ok(rows)
+}
+
+fn of_tunnel(snapshot: &Snapshot, tunnel: &OpenTunnel) -> ConnectionRow {
+    let flow = &tunnel.flow;
+    let text = |id: &Option<SpiffeId>| id.as_ref().map_or_else(String::new, ToString::to_string);
+    let (inbound, local, remote) = match flow.side {
+        Side::Destination => (true, flow.target, flow.client),
+        Side::Source => (false, flow.client, flow.target),
+    };
+    ConnectionRow {
+        protocol: "HBONE",
+        path: "tunnel",
+        source_identity: text(&flow.source),
+        destination_identity: text(&flow.destination),
+        bytes_sent: Some(tunnel.bytes_sent.load(Ordering::Relaxed)),
+        bytes_received: Some(tunnel.bytes_received.load(Ordering::Relaxed)),
+        ..row(snapshot, (local, remote), (!inbound).then_some(flow.requested), tunnel.opened)
+    }
+}
+
+/// The server's row, and the client's when that is a pod of this node.
+fn of_kernel(
+    snapshot: &Snapshot,
+    tuple: Tuple,
+    connection: Connection,
+    boot: SystemTime,
+) -> impl Iterator<Item = ConnectionRow> {
+    let (client, server): (SocketAddr, SocketAddr) = (tuple.source().into(), tuple.destination().into());
+    let opened = boot.checked_add(Duration::from_nanos(connection.opened_ns)).unwrap_or(boot);
+    let serves = |w: &&Workload| w.enrolled && w.node == snapshot.mesh.settings.node;
+    let owner = |end: SocketAddr| snapshot.workload_by_ip(end.ip()).filter(serves);
+    let fill = |row| ConnectionRow {
+        protocol: "TCP",
+        path: if connection.identity == UNKNOWN_IDENTITY { "passthrough" } else { "direct" },
+        source_identity: snapshot.identity_text(connection.identity).unwrap_or_default().to_owned(),
+        destination_identity: owner(server).map_or_else(String::new, |w| w.identity.to_string()),
+        ..row
+    };
+    let is_pod = connection.identity != UNKNOWN_IDENTITY && connection.identity != HOST_IDENTITY;
+    let of_client = is_pod && owner(client).is_some();
+    let inbound = fill(row(snapshot, (server, client), None, opened));
+    // What it asked for is not kept in the kernel.
+    let outbound = of_client.then(|| fill(row(snapshot, (client, server), None, opened)));
+    std::iter::once(inbound).chain(outbound.map(|row| ConnectionRow { direction: "Outbound", ..row }))
+}
+
+/// Who the ends are.
+fn row(
+    snapshot: &Snapshot,
+    (local, remote): (SocketAddr, SocketAddr),
+    requested: Option<SocketAddr>,
+    opened: SystemTime,
+) -> ConnectionRow {
+    let name =
+        |name: Option<String>, port: u16| name.map_or_else(String::new, |name| format!("{name}:{port}"));
+    let service = |end: SocketAddr| {
+        let service = snapshot.service_by_vip(end.ip());
+        name(service.map(|s| format!("{}/{}", s.namespace, s.name)), end.port())
+    };
+    let workload = snapshot.workload_by_ip(local.ip());
+    ConnectionRow {
+        namespace: workload.map_or_else(String::new, |w| w.namespace.clone()),
+        workload: workload.map_or_else(String::new, Workload::full_name),
+        direction: if requested.is_some() { "Outbound" } else { "Inbound" },
+        local,
+        remote,
+        remote_name: name(snapshot.workload_by_ip(remote.ip()).map(Workload::full_name), remote.port()),
+        remote_target: requested,
+        remote_target_name: requested.map_or_else(String::new, service),
+        protocol: "",
+        path: "",
+        source_identity: String::new(),
+        destination_identity: String::new(),
+        bytes_sent: None,
+        bytes_received: None,
+        opened: Timestamp::try_from(opened).map_or_else(|_| String::new(), |time| time.to_string()),
+        age_seconds: opened.elapsed().unwrap_or_default().as_secs(),
+    }
+}
