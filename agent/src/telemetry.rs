@@ -1,4 +1,8 @@
 //! What the agent tells: flow records, metrics, logs.
 
+pub mod access;
 pub mod flows;
+pub mod labels;
 pub mod metrics;
+pub mod process;
+pub mod traffic;
