@@ -1,6 +1,7 @@
 //! The agent: the one place that knows everyone. Reads top down as the story of a start and of a change.
 
 mod book;
+mod ends;
 mod events;
 mod explain;
 mod limits;

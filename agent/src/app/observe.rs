@@ -1,6 +1,5 @@
 //! What becomes of every connection, told once each: as a flow record, in the metrics and in the access log.
 
-use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +9,7 @@ use culvert_common::{Decision, FlowEvent, Hook, Path, Reason, Tuple, Verdict};
 use tokio::sync::watch;
 
 use super::book::{Book, Known};
+use super::ends::Ends;
 use crate::hbone::REVOKED;
 use crate::model::Snapshot;
 use crate::proxy::{Side, Stage, TunnelFlow};
@@ -17,11 +17,6 @@ use crate::telemetry::access::{AccessLog, End, Line};
 use crate::telemetry::flows::FlowLog;
 use crate::telemetry::labels::{Flags, Labels, Reporter};
 use crate::telemetry::traffic::{Event, Refusal, Traffic};
-
-/// Ends of connections that are remembered for what comes after them.
-const REMEMBERED: usize = 4096;
-/// A segment that is so late is a connection of its own.
-const LATE_NS: u64 = 2_000_000_000;
 
 /// Where everything about connections is told.
 pub(super) struct Observer {
@@ -147,8 +142,13 @@ impl Observer {
         }
         let text = |id: &Option<_>| id.as_ref().map_or_else(String::new, ToString::to_string);
         let mut error = flow.error.clone();
-        if error.is_empty() && !flow.decision.allowed() {
-            flow.decision.reason.as_str().clone_into(&mut error);
+        if !flow.decision.allowed() {
+            let text = said(flow.decision.reason, flow.decision.policy, &snapshot);
+            error = match snapshot.policy_name(flow.decision.policy) {
+                _ if error.is_empty() => text,
+                Some(policy) => format!("{error} [{policy}]"),
+                None => error,
+            };
         }
         let seen = Seen {
             reporter,
@@ -311,50 +311,5 @@ fn flags(flow: &TunnelFlow) -> Flags {
         // The handshake: nobody has said who it is.
         Reason::TunnelFailed if flow.side == Side::Destination && flow.source.is_none() => Flags::TlsFailure,
         reason => Flags::of(reason),
-    }
-}
-
-/// What ended of late.
-#[derive(Default)]
-struct Ends {
-    order: VecDeque<(Tuple, u64)>,
-    latest: HashMap<Tuple, u64>,
-    cut: HashMap<Tuple, String>,
-}
-
-impl Ends {
-    fn cut(&mut self, tuple: Tuple, error: String) {
-        if self.cut.len() >= REMEMBERED {
-            self.cut.clear();
-        }
-        self.cut.insert(tuple, error);
-    }
-
-    /// The error of what happened, mostly none. `None`: it did not happen, for to sk_lookup a late segment of a connection that
-    /// has ended looks like one that begins.
-    fn follow(&mut self, event: &FlowEvent, happened: Event) -> Option<String> {
-        match happened {
-            Event::Closed { .. } => {
-                if self.order.len() >= REMEMBERED
-                    && let Some((tuple, time)) = self.order.pop_front()
-                    && self.latest.get(&tuple) == Some(&time)
-                {
-                    self.latest.remove(&tuple);
-                }
-                self.order.push_back((event.tuple, event.time_ns));
-                self.latest.insert(event.tuple, event.time_ns);
-            }
-            Event::Refused(_) if event.hook == Hook::Admit as u32 => {
-                let closed = self.latest.get(&event.tuple);
-                if closed.is_some_and(|time| event.time_ns.saturating_sub(*time) < LATE_NS) {
-                    return None;
-                }
-            }
-            _ => {}
-        }
-        if event.hook != Hook::CloseAccepted as u32 {
-            return Some(String::new());
-        }
-        Some(self.cut.remove(&event.tuple).unwrap_or_default())
     }
 }
