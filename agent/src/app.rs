@@ -1,6 +1,8 @@
 //! The agent: the one place that knows everyone. Reads top down as the story of a start and of a change.
 
+mod book;
 mod connections;
+mod ends;
 mod events;
 mod explain;
 mod limits;
@@ -8,6 +10,7 @@ mod mesh;
 mod neighbours;
 mod node;
 mod notes;
+mod observe;
 mod redirection;
 mod route;
 mod view;
@@ -37,6 +40,7 @@ use events::Untracked;
 use limits::Limits;
 use mesh::MeshView;
 use node::{Node, Parts};
+use observe::Observer;
 use view::{Published, State};
 
 /// Runs `culvert agent` until SIGTERM or SIGINT, and then until its tunnels have ended (`--drain`).
@@ -93,7 +97,9 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let settings = settings(&args);
     let flows = Arc::new(FlowLog::new(&args.node));
     let (publish, snapshots) = watch::channel(Arc::new(nothing_known(&settings)));
-    let mesh = MeshView::new(kernel.clone(), snapshots.clone(), flows.clone());
+    let observer = Observer::new(flows.clone(), args.access_log, args.metrics_series, snapshots.clone());
+    let observer = Arc::new(observer);
+    let mesh = MeshView::new(kernel.clone(), snapshots.clone(), observer.clone());
     let drain = Duration::from_secs(args.drain);
     let proxy_config = ProxyConfig { drain, ..ProxyConfig::default() };
     let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config);
@@ -101,7 +107,8 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let view = Published {
         snapshots,
         state,
-        flows: flows.clone(),
+        flows,
+        observer: observer.clone(),
         kernel: kernel.clone(),
         proxy: proxy.clone(),
         certs,
@@ -114,7 +121,7 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let guard = args.source_guard != SourceGuard::Off;
     let pods = Pods::new(kernel.clone(), proxy.clone(), cgroup_root, guard);
     let untracked = Arc::new(Untracked::new(&kernel));
-    events::read(&kernel, flows.clone(), publish.subscribe(), pods.sockets(), untracked.clone())?;
+    events::read(&kernel, observer.clone(), publish.subscribe(), pods.sockets(), untracked.clone())?;
     tracing::info!(version = VERSION, node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
 
     tokio::spawn(notes::follow(publish.subscribe()));
@@ -125,7 +132,7 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
         limits: Limits::new(kernel.clone(), untracked),
         proxy,
         kernel,
-        flows,
+        observer,
         publish,
         status,
         begun,

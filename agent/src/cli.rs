@@ -27,6 +27,7 @@ use lists::List;
 use crate::bpf::MapEntries;
 use crate::identity::{Compliance, VERSION};
 use crate::policy::L7Deny;
+use crate::telemetry::access::AccessLog;
 
 /// Node agent of an ambient service mesh: eBPF decides, HBONE encrypts.
 #[derive(Parser, Debug)]
@@ -229,6 +230,13 @@ pub struct AgentArgs {
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    /// Which connections get a line in the log when they have ended (target `access`, level info): `all`, `errors` (refused,
+    /// failed, cut) or `off`
+    #[arg(long, value_enum, default_value_t)]
+    pub access_log: AccessLog,
+    /// How many sets of labels the metrics istio_tcp_* have at most; what has no room is counted under `overflow`
+    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = series)]
+    pub metrics_series: usize,
 }
 
 /// Same-node traffic.
@@ -258,6 +266,12 @@ pub enum LogFormat {
     Text,
     /// For machines.
     Json,
+}
+
+/// At least one, and not more than a scrape can carry.
+fn series(text: &str) -> Result<usize, String> {
+    let number = text.parse::<usize>().ok().filter(|n| (1..=100_000).contains(n));
+    number.ok_or_else(|| "write a number from 1 to 100000".to_owned())
 }
 
 /// Runs the command.

@@ -126,6 +126,9 @@ pub struct TunnelFlow {
     pub requested: SocketAddr,
     /// The destination pod.
     pub target: SocketAddr,
+    /// The HBONE listener that the tunnel leads to: the destination pod's, or that of an instance of the waypoint; `None` before
+    /// one is chosen.
+    pub hop: Option<SocketAddr>,
     /// The client's identity, proven by its certificate at the destination.
     pub source: Option<SpiffeId>,
     /// The server's identity, proven by its certificate at the source.

@@ -36,7 +36,7 @@ pub enum Hook {
     Sockops = 1,
     /// sk_lookup: the destination's verdict.
     Admit = 2,
-    /// sockops: the connection ended; bytes and duration are set.
+    /// sockops: the connection ended at its source; bytes and duration are set.
     Close = 3,
     /// The agent: the open connection was destroyed, because policy changed or because it could not be kept in sight.
     Destroy = 4,
@@ -45,6 +45,12 @@ pub enum Hook {
     /// sockops: an accepted connection has no room in `connections`. The agent destroys it, and reports that as
     /// [`Hook::Destroy`].
     Untracked = 6,
+    /// sockops: a connection that goes directly or comes in plaintext has been accepted, at its destination.
+    Accepted = 7,
+    /// sockops: what [`Hook::Accepted`] told of has ended; bytes and duration are set.
+    CloseAccepted = 8,
+    /// sockops: the connection ended before the other end had accepted it.
+    Failed = 9,
 }
 
 macro_rules! numbered {
@@ -127,6 +133,8 @@ numbered! {
         ClientGone = 24 => "the client's pod is gone",
         /// `internalTrafficPolicy: Local`, and no endpoint is on the client's node.
         NoLocalEndpoint = 25 => "service takes endpoints of this node only, and none is ready",
+        /// An open connection: it was judged when it was let in.
+        Judged = 26 => "judged when it was let in",
     }
 }
 
@@ -172,11 +180,11 @@ pub struct FlowEvent {
     pub time_ns: u64,
     /// Netns cookie of the pod that reports; 0 from sk_lookup, which cannot know it.
     pub netns: u64,
-    /// Close only: bytes acknowledged by the peer.
+    /// At the end only: bytes of the client's app that the server's end has acknowledged, or has received.
     pub bytes_sent: u64,
-    /// Close only: bytes received.
+    /// At the end only: bytes of the server's app, likewise.
     pub bytes_received: u64,
-    /// Close only: nanoseconds since connect().
+    /// At the end only: nanoseconds since connect(), or since it was accepted.
     pub duration_ns: u64,
     /// Cookie (SO_COOKIE) of the socket that the agent is to destroy, else 0: at the destination for [`Hook::Untracked`], at the
     /// source otherwise.

@@ -46,8 +46,8 @@ pub struct SocketState {
     pub policy: u32,
     /// [`crate::Reason`] of the allowance.
     pub reason: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// What the socket had received (`rcv_nxt`) when its own FIN was acknowledged; 0 before.
+    pub heard: u32,
 }
 assert_size!(SocketState, 72);
 

@@ -73,7 +73,7 @@ fn vouched(requested: Endpoint, kind: SocketKind, source: u32, reason: Reason) -
         destination: UNKNOWN_IDENTITY,
         policy: 0,
         reason: reason as u32,
-        reserved: 0,
+        heard: 0,
     }
 }
 
@@ -214,7 +214,7 @@ fn go<F: Family>(
         destination: flow.destination,
         policy: decision.policy,
         reason: decision.reason as u32,
-        reserved: 0,
+        heard: 0,
     };
     if !remember(ctx, state) || (next != flow.requested && !ctx::set_address::<F>(ctx, next)) {
         count(Counter::MapFull);

@@ -258,10 +258,29 @@ pub fn cut_off(ctx: &SockOpsContext) {
     }
 }
 
-/// Bytes acknowledged by the peer and bytes received.
+/// How far a connection has come, in TCP's own numbers: SYN and FIN count as a byte each.
+#[derive(Clone, Copy)]
+pub struct Progress {
+    /// Acknowledged by the peer, in all.
+    pub acknowledged: u64,
+    /// Received, in all.
+    pub received: u64,
+    /// The peer has acknowledged all that was sent.
+    pub all_acknowledged: bool,
+    /// The number of the next byte from the peer.
+    pub receive_next: u32,
+}
+
+/// How far the connection of a sockops socket has come.
 #[inline(always)]
-pub fn ops_bytes(ctx: &SockOpsContext) -> (u64, u64) {
-    (load!(ctx.ops, bytes_acked), load!(ctx.ops, bytes_received))
+pub fn ops_progress(ctx: &SockOpsContext) -> Progress {
+    let ops = ctx.ops;
+    Progress {
+        acknowledged: load!(ops, bytes_acked),
+        received: load!(ops, bytes_received),
+        all_acknowledged: load!(ops, snd_una) == load!(ops, snd_nxt),
+        receive_next: load!(ops, rcv_nxt),
+    }
 }
 
 const ETH_P_IP: u16 = 0x0800;

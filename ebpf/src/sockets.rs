@@ -2,7 +2,8 @@
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT,
+    BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::programs::SockOpsContext;
 use culvert_common::*;
@@ -208,72 +209,123 @@ fn note_inbound(ctx: &SockOpsContext, tuple: Tuple, netns: u64, identity: u32) {
         return untracked(tuple, connection);
     }
     watch(ctx);
+    emit(inbound(tuple, &connection, Hook::Accepted));
 }
 
 /// A change of policy would not find this connection. The program cannot end it: the agent does.
 #[inline(always)]
 fn untracked(tuple: Tuple, connection: Connection) {
     count(Counter::Untracked);
+    let mut event = inbound(tuple, &connection, Hook::Untracked);
+    event.verdict = Verdict::Refused as u32;
+    event.reason = Reason::KernelState as u32;
+    event.socket = connection.socket;
+    emit(event);
+}
+
+/// The event of a connection that was accepted, as its destination sees it.
+#[inline(always)]
+fn inbound(tuple: Tuple, connection: &Connection, hook: Hook) -> FlowEvent {
     let path = if connection.identity == UNKNOWN_IDENTITY { Path::Passthrough } else { Path::Direct };
-    emit(FlowEvent {
+    FlowEvent {
         time_ns: connection.opened_ns,
         netns: connection.netns,
         bytes_sent: 0,
         bytes_received: 0,
         duration_ns: 0,
-        socket: connection.socket,
+        socket: 0,
         tuple,
         requested: tuple.destination(),
-        verdict: Verdict::Refused as u32,
-        reason: Reason::KernelState as u32,
+        verdict: Verdict::Allowed as u32,
+        reason: Reason::Judged as u32,
         policy: 0,
         path: path as u32,
-        hook: Hook::Untracked as u32,
+        hook: hook as u32,
         source: connection.identity,
         destination: UNKNOWN_IDENTITY,
         note: 0,
         reserved: 0,
-    });
+    }
 }
 
 #[inline(always)]
 fn on_state(ctx: &SockOpsContext) {
     let (old, new) = ctx::ops_state_change(ctx);
-    if new != BPF_TCP_CLOSE {
+    if new != BPF_TCP_CLOSE && new != BPF_TCP_FIN_WAIT2 {
         return;
     }
     let Some(state) = ctx::ops_state(ctx) else { return };
+    if new == BPF_TCP_FIN_WAIT2 {
+        state.heard = ctx::ops_progress(ctx).receive_next;
+        return;
+    }
     let state = *state;
     let (local, remote) = ctx::ops_ends(ctx);
     let netns = ctx::netns_cookie(ctx);
     match state.kind {
         k if k == SocketKind::Direct as u32 => {
             let _ = ADMITTED.remove(Tuple::new(local, remote));
-            closed(ctx, &state, netns, Tuple::new(local, remote), Path::Direct);
+            closed(ctx, &state, netns, Tuple::new(local, remote), Path::Direct, old);
         }
         k if k == SocketKind::Host as u32 || k == SocketKind::Own as u32 => {
             let _ = ADMITTED.remove(Tuple::new(local, remote));
         }
         k if k == SocketKind::Inbound as u32 => {
-            let _ = CONNECTIONS.remove(Tuple::new(remote, local));
+            let tuple = Tuple::new(remote, local);
+            let _ = CONNECTIONS.remove(tuple);
+            closed_inbound(ctx, &state, netns, tuple, old);
         }
         // Once established the entry is the agent's to take, even if the app has already gone.
         k if k == SocketKind::Tunnel as u32 && old == BPF_TCP_SYN_SENT => {
             let _ = ORIGINAL_DST.remove(LocalKey::new(netns, local));
         }
         k if k == SocketKind::Passthrough as u32 => {
-            closed(ctx, &state, netns, Tuple::new(local, remote), Path::Passthrough);
+            closed(ctx, &state, netns, Tuple::new(local, remote), Path::Passthrough, old);
         }
         _ => {}
     }
 }
 
 #[inline(always)]
-fn closed(ctx: &SockOpsContext, state: &SocketState, netns: u64, tuple: Tuple, path: Path) {
-    let mut event = flow(state, netns, tuple, path, Hook::Close);
-    let (sent, received) = ctx::ops_bytes(ctx);
-    event.bytes_sent = sent;
-    event.bytes_received = received;
+fn closed(ctx: &SockOpsContext, state: &SocketState, netns: u64, tuple: Tuple, path: Path, old: u32) {
+    let hook = if old == BPF_TCP_SYN_SENT { Hook::Failed } else { Hook::Close };
+    let mut event = flow(state, netns, tuple, path, hook);
+    if old != BPF_TCP_SYN_SENT {
+        let (own, of_peer) = payload(ctx, state, old);
+        event.bytes_sent = own.saturating_sub(1); // its SYN
+        event.bytes_received = of_peer;
+    }
     event.duration_ns = event.time_ns.wrapping_sub(state.opened_ns);
     emit(event);
+}
+
+#[inline(always)]
+fn closed_inbound(ctx: &SockOpsContext, state: &SocketState, netns: u64, tuple: Tuple, old: u32) {
+    let connection = Connection { opened_ns: now(), netns, socket: 0, identity: state.source, reserved: 0 };
+    let mut event = inbound(tuple, &connection, Hook::CloseAccepted);
+    let (own, of_peer) = payload(ctx, state, old);
+    event.bytes_sent = of_peer;
+    event.bytes_received = own;
+    event.duration_ns = event.time_ns.wrapping_sub(state.opened_ns);
+    emit(event);
+}
+
+/// What the apps at both ends have said: the socket's own bytes that were acknowledged (a client's SYN is among them), and its
+/// peer's. FINs are taken out, as far as the state that the socket leaves tells that there was one.
+#[inline(always)]
+fn payload(ctx: &SockOpsContext, state: &SocketState, old: u32) -> (u64, u64) {
+    let progress = ctx::ops_progress(ctx);
+    let own_end = match old {
+        BPF_TCP_FIN_WAIT2 => true,
+        BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => progress.all_acknowledged,
+        _ => false,
+    };
+    let peers_end = match old {
+        BPF_TCP_CLOSE_WAIT | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => true,
+        // The app has closed its end. When nothing came since, the FIN is yet to come, and a socket without app takes it.
+        BPF_TCP_FIN_WAIT2 => progress.receive_next != state.heard,
+        _ => false,
+    };
+    let own = progress.acknowledged.saturating_sub(own_end as u64);
+    (own, progress.received.saturating_sub(peers_end as u64))
 }

@@ -14,7 +14,7 @@ pub(crate) mod verdict;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -32,6 +32,9 @@ const CLIENT: &str = "transfers/client";
 const SERVER: &str = "transfers/server";
 /// Connections of a lane in one batch: enough that lanes rarely wait for each other.
 const LANE: usize = 25;
+
+/// What the agents have to count what has happened.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// `culvert-lab transfers`.
 #[derive(Args, Debug)]
@@ -197,21 +200,29 @@ impl<'a> Run<'a> {
     fn judge(&mut self, opened: &[Outcome], served: Served) -> Result<()> {
         let from = self.lab.pod_addresses(CLIENT)?;
         let server: BTreeMap<u64, &Outcome> = served.outcomes.iter().map(|o| (o.number, o)).collect();
-        let mut bytes = 0;
+        let mut bytes = (0, 0);
         for client in opened {
             let plan = self.rules.plan(client.number);
             let wrong = verdict::connection(&plan, client, server.get(&client.number).copied(), &from);
-            bytes += plan.client.size + plan.server.size;
+            bytes = (bytes.0 + plan.client.size, bytes.1 + plan.server.size);
             self.summary.add(&plan, wrong);
         }
         if served.surplus > 0 {
             self.summary.wrong(format!("{} connections arrived that nobody opened", served.surplus));
         }
-        let now = Counted::sum(&self.lab.metrics()?);
-        let counted = now.since(&self.counted);
+        // The last ends of connections are still on their way to the agents.
+        let begun = Instant::now();
+        let (now, wrong) = loop {
+            let now = Counted::sum(&self.lab.metrics()?);
+            let wrong = verdict::path(self.args.path, opened.len() as u64, bytes, &now.since(&self.counted));
+            if wrong.is_empty() || begun.elapsed() > SETTLE {
+                break (now, wrong);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        self.summary.count(&now.since(&self.counted));
         self.counted = now;
-        self.summary.count(&counted);
-        for text in verdict::path(self.args.path, opened.len() as u64, bytes, &counted) {
+        for text in wrong {
             self.summary.wrong(text);
         }
         for record in verdict::records(self.args.path, &self.lab.flows()).take(3) {

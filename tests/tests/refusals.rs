@@ -136,9 +136,9 @@ fn expect_said(lab: &Lab, end: &str, says: &str) {
         let flows = lab.run_on("n1", &command, LIMIT).unwrap();
         let flows = String::from_utf8_lossy(&flows.stdout).into_owned();
         let log = lab.agent_logs(200);
-        let said =
-            |text: &str| text.lines().any(|line| line.contains(says) && line.contains(&format!(" at {end}")));
-        if said(&flows) && said(&log) {
+        let said = |text: &str, at: &str| text.lines().any(|line| line.contains(says) && line.contains(at));
+        let direction = if end == "source" { "direction=\"outbound\"" } else { "direction=\"inbound\"" };
+        if said(&flows, &format!(" at {end}")) && said(&log, direction) {
             return;
         }
         assert!(begun.elapsed() < LIMIT, "no refusal at the {end} that says {says:?}:\n{flows}\n{log}");

@@ -105,6 +105,7 @@ fn flow(port: u16) -> TunnelFlow {
         client: end(1, port),
         requested: end(2, 80),
         target: end(2, 80),
+        hop: None,
         source: None,
         destination: None,
         decision: Decision::allow(Reason::Allowed),

@@ -1,17 +1,20 @@
-//! What the kernel reports: kept as flow records, refusals also in the log, and what it cannot end by itself is ended.
+//! What the kernel reports: told to the observer, and what it cannot end by itself is ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use culvert_common::{Counter, FlowEvent, Hook, Path, Verdict};
+use culvert_common::{Counter, FlowEvent, Hook, Path};
 use tokio::sync::watch;
 
-use super::mesh::log_refusal;
+use super::observe::Observer;
 use crate::bpf::{EventStream, Kernel};
 use crate::model::Snapshot;
 use crate::pods::PodSockets;
-use crate::telemetry::flows::FlowLog;
+
+/// How long events wait for the first names at most.
+const FIRST_NAMES: Duration = Duration::from_secs(5);
 
 /// Connections that no entry of `connections` stands for: how many the programs counted, and how many were dealt with. An
 /// event may be lost, and the two then differ.
@@ -40,13 +43,15 @@ impl Untracked {
 /// Reads events for as long as the process lives.
 pub(super) fn read(
     kernel: &Arc<Kernel>,
-    flows: Arc<FlowLog>,
-    names: watch::Receiver<Arc<Snapshot>>,
+    observer: Arc<Observer>,
+    mut names: watch::Receiver<Arc<Snapshot>>,
     sockets: Arc<PodSockets>,
     untracked: Arc<Untracked>,
 ) -> Result<()> {
     let mut events = EventStream::open(kernel).context("opening the event ring")?;
     tokio::spawn(async move {
+        // What happened while no agent ran is told by its names, if they are known soon.
+        let _ = tokio::time::timeout(FIRST_NAMES, names.changed()).await;
         loop {
             let result = events.read(|mut event| {
                 if event.hook == Hook::Untracked as u32 {
@@ -54,11 +59,7 @@ pub(super) fn read(
                 } else if event.socket != 0 {
                     give_up(&event, &sockets);
                 }
-                let refused = event.verdict == Verdict::Refused as u32;
-                let seq = flows.kernel(event);
-                if refused {
-                    log_refusal(&flows, seq, &**names.borrow());
-                }
+                observer.kernel(event);
             });
             if let Err(error) = result.await {
                 tracing::error!(%error, "the event ring cannot be read any more: flows are lost");

@@ -9,28 +9,29 @@ use culvert_common::{
 };
 use tokio::sync::watch;
 
+use super::observe::Observer;
 use super::route;
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::model::{Snapshot, Workload};
 use crate::pods::OlderConnection;
 use crate::proxy::{Hop, Mesh, Side, Stage, TunnelFlow};
-use crate::telemetry::flows::{FlowLog, Names};
+use crate::telemetry::flows::Names;
 
 /// The mesh for the proxy.
 pub(super) struct MeshView {
     kernel: Arc<Kernel>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    flows: Arc<FlowLog>,
+    observer: Arc<Observer>,
 }
 
 impl MeshView {
     pub(super) fn new(
         kernel: Arc<Kernel>,
         snapshots: watch::Receiver<Arc<Snapshot>>,
-        flows: Arc<FlowLog>,
+        observer: Arc<Observer>,
     ) -> Self {
-        Self { kernel, snapshots, flows }
+        Self { kernel, snapshots, observer }
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -81,14 +82,10 @@ impl Mesh for MeshView {
     }
 
     fn report(&self, flow: TunnelFlow) {
-        let refused = flow.stage == Stage::Refused;
         if flow.side == Side::Destination && matches!(flow.stage, Stage::Opened | Stage::Refused) {
             self.snapshot().compiled.notes.count(flow.decision.note);
         }
-        let seq = self.flows.tunnel(flow);
-        if refused {
-            log_refusal(&self.flows, seq, &*self.snapshot());
-        }
+        self.observer.tunnel(flow);
     }
 }
 
@@ -124,16 +121,6 @@ pub(super) fn ended_older(netns: u64, connection: &OlderConnection) -> FlowEvent
     let event = ended(tuple, opened, Decision::refuse(Reason::OlderThanEnrolment));
     let hook = if connection.inbound { Hook::Destroy } else { Hook::DestroyAtSource };
     FlowEvent { hook: hook as u32, duration_ns: 0, ..event }
-}
-
-/// A refusal is worth a line in the log, in the same words as in the flow record.
-pub(super) fn log_refusal(flows: &FlowLog, seq: u64, names: &dyn Names) {
-    if !tracing::enabled!(target: "access", tracing::Level::INFO) {
-        return;
-    }
-    if let Some(record) = flows.since(seq - 1, names).into_iter().find(|r| r.seq == seq) {
-        tracing::info!(target: "access", "{record}");
-    }
 }
 
 impl Names for Snapshot {

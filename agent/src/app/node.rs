@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::limits::{self, Limits};
+use super::observe::Observer;
 use super::view::State;
 use super::{mesh, redirection};
 use crate::bpf::Kernel;
@@ -24,7 +25,6 @@ use crate::pods::{Ended, Pods, Wanted};
 use crate::policy::{Interner, compile};
 use crate::proxy::Shared;
 use crate::sys::until;
-use crate::telemetry::flows::FlowLog;
 
 /// How often pods that could not be enrolled are tried again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -45,7 +45,7 @@ pub(super) struct Parts {
     pub(super) limits: Limits,
     pub(super) proxy: Arc<Shared>,
     pub(super) kernel: Arc<Kernel>,
-    pub(super) flows: Arc<FlowLog>,
+    pub(super) observer: Arc<Observer>,
     pub(super) publish: watch::Sender<Arc<Snapshot>>,
     pub(super) status: watch::Sender<State>,
     /// When the start began.
@@ -125,7 +125,7 @@ impl Node {
                 () = tokio::time::sleep(UNSTUCK), if self.stuck.is_some() => true,
                 _ = rounds.tick() => {
                     let ended = self.parts.limits.look(&self.parts.pods);
-                    self.report_ended(ended, &self.parts.publish.borrow());
+                    self.report_ended(ended, false);
                     false
                 }
                 () = until(self.rechecks.front().copied()) => {
@@ -209,7 +209,7 @@ impl Node {
         if self.compared.is_none_or(|before| !before && complete) {
             self.compared = Some(complete);
             let ended = self.parts.limits.compare(&self.parts.pods);
-            self.report_ended(ended, &snapshot);
+            self.report_ended(ended, false);
         }
         self.retire_predecessor();
         self.parts.status.send_modify(|state| {
@@ -267,7 +267,7 @@ impl Node {
     /// A policy that refuses an open connection ends it, and says so. So does the end of the pod that opened it: what comes
     /// from its address then is not its own.
     fn end_refused(&self, snapshot: &Snapshot) {
-        let judge = |tuple: &Tuple, identity: u32| {
+        let verdict = |tuple: &Tuple, identity: u32| {
             let destination: SocketAddr = tuple.destination().into();
             let source = tuple.source().ip();
             if snapshot.client_is_gone(source.into(), identity) {
@@ -278,13 +278,20 @@ impl Node {
                 None => Decision::refuse(Reason::UnknownDestination),
             }
         };
-        self.report_ended(self.parts.pods.end_refused(judge), snapshot);
+        let judge = |tuple: &Tuple, identity: u32| {
+            let decision = verdict(tuple, identity);
+            if !decision.allowed() {
+                self.parts.observer.cut(*tuple, decision, snapshot);
+            }
+            decision
+        };
+        self.report_ended(self.parts.pods.end_refused(judge), true);
     }
 
-    fn report_ended(&self, ended: Vec<Ended>, snapshot: &Snapshot) {
+    /// `heard`: the programs tell of their ends too.
+    fn report_ended(&self, ended: Vec<Ended>, heard: bool) {
         for (tuple, connection, decision) in ended {
-            let seq = self.parts.flows.kernel(mesh::ended(tuple, connection, decision));
-            mesh::log_refusal(&self.parts.flows, seq, snapshot);
+            self.parts.observer.ended(mesh::ended(tuple, connection, decision), heard);
         }
     }
 
@@ -298,8 +305,7 @@ impl Node {
         let ended =
             self.parts.pods.look_at_older(self.parts.end_older, |c| c.inbound || known(c.server.ip()));
         for (netns, connection) in ended {
-            let seq = self.parts.flows.kernel(mesh::ended_older(netns, &connection));
-            mesh::log_refusal(&self.parts.flows, seq, &*snapshot);
+            self.parts.observer.ended(mesh::ended_older(netns, &connection), false);
         }
         self.tell();
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::explain::Explainer;
+use super::observe::Observer;
 use super::{connections, redirection};
 use crate::admin::View;
 use crate::bpf::{Kernel, Short};
@@ -42,6 +43,7 @@ pub(super) struct Published {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) state: watch::Receiver<State>,
     pub(super) flows: Arc<FlowLog>,
+    pub(super) observer: Arc<Observer>,
     pub(super) kernel: Arc<Kernel>,
     pub(super) proxy: Arc<Shared>,
     pub(super) certs: CertStore,
@@ -77,10 +79,25 @@ impl View for Published {
             enrolled_pods: count("enrolled"),
             pending_pods: count("pending"),
             older_connections: state.pods.iter().map(|pod| pod.older_connections.len() as u64).sum(),
+            pool_connections: self.proxy.pool.connections() as u64,
+            pool_opened: self.proxy.pool.opened(),
+            flow_events: self.observer.events(),
+            synced: state.reconciled,
+            stuck: state.stuck.is_some(),
+            input_problems: state.source.problems.len() as u64,
+            certificates: self
+                .certs
+                .list()
+                .into_iter()
+                .map(|cert| {
+                    let end = cert.not_after.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second);
+                    (cert.identity.to_string(), end)
+                })
+                .collect(),
             maps: self.kernel.maps.usage().unwrap_or_default(),
             policies: self.snapshots.borrow().compiled.notes.tallies(|id| self.kernel.maps.note_count(id)),
         };
-        metrics.render()
+        metrics.render(self.observer.traffic())
     }
 
     fn flow_log(&self) -> Arc<FlowLog> {

@@ -90,6 +90,11 @@ impl Workload {
         format!("{}/{}", self.namespace, self.name)
     }
 
+    /// The TCP port with this name.
+    pub fn port_named(&self, name: &str) -> Option<u16> {
+        self.ports.get(name).copied()
+    }
+
     /// Whether its node's agent is to lead its connections through the mesh.
     pub fn is_captured(&self) -> bool {
         self.enrolled && !self.native_tunnel && self.kind == Kind::Pod

@@ -310,6 +310,7 @@ fn base(pod: &Pod, client: SocketAddr, target: SocketAddr) -> TunnelFlow {
         client,
         requested: target,
         target,
+        hop: Some(SocketAddr::new(target.ip(), pod.shared.config.hbone_port)),
         source: None,
         destination: Some(pod.info.identity.clone()),
         decision: Decision::allow(Reason::Allowed),

@@ -82,6 +82,7 @@ async fn open(pod: &Pod, tcp: &TcpStream, app: SocketAddr) -> Result<(Tunnel, Tu
         client: app,
         requested: here,
         target: here,
+        hop: None,
         source: Some(pod.info.identity.clone()),
         destination: None,
         decision: Decision::allow(Reason::Allowed),
@@ -146,13 +147,15 @@ async fn through(
         return Err((Reason::TunnelFailed, error, Retry::Safe));
     };
     flow.client = SocketAddr::new(source_ip, client);
+    let address = SocketAddr::new(hop.address, hop.port.unwrap_or(pod.shared.config.hbone_port));
+    flow.hop = Some(address);
     let destination = Destination {
         source: pod.info.identity.clone(),
         source_ip,
         netns: pod.info.netns.clone(),
         netns_cookie: pod.info.netns_cookie,
         expected: hop.expected.clone(),
-        address: SocketAddr::new(hop.address, hop.port.unwrap_or(pod.shared.config.hbone_port)),
+        address,
     };
     let request =
         request(pod, flow).map_err(|error| (Reason::TunnelFailed, error.to_string(), Retry::Never))?;

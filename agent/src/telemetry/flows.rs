@@ -224,22 +224,28 @@ fn from_kernel(event: &FlowEvent, names: &dyn Names) -> FlowRecord {
         time: String::new(),
         node: String::new(),
         stage: match event.hook {
-            h if h == Hook::Close as u32 => "closed",
+            h if h == Hook::Close as u32 || h == Hook::CloseAccepted as u32 || h == Hook::Failed as u32 => {
+                "closed"
+            }
             h if h == Hook::Destroy as u32 || h == Hook::DestroyAtSource as u32 => "ended",
             _ if allowed => "opened",
             _ => "refused",
         },
         verdict: verdict(allowed),
         path: path(event.path),
-        side: if event.hook == Hook::Admit as u32 || event.hook == Hook::Destroy as u32 {
-            "destination"
-        } else {
-            "source"
+        side: match event.hook {
+            h if h == Hook::Admit as u32 || h == Hook::Destroy as u32 || h == Hook::CloseAccepted as u32 => {
+                "destination"
+            }
+            _ => "source",
         },
         reason: Reason::from_u32(event.reason).map_or("unknown", Reason::as_str),
         policy: names.policy(event.policy).unwrap_or_default(),
         note: names.note(event.note).unwrap_or_default(),
-        error: String::new(),
+        error: match event.hook {
+            h if h == Hook::Failed as u32 => "the server did not accept the connection".to_owned(),
+            _ => String::new(),
+        },
         source: end(source, names.identity(event.source), names),
         destination: end(destination, names.identity(event.destination), names),
         requested: asked(requested, names),

@@ -1,11 +1,16 @@
-//! The first metrics: what the kernel counted and what the relay carried. Prometheus text format.
+//! What `/metrics` serves beside the traffic: what the kernel counted, what the relay carried, how the agent fares. Prometheus text
+//! format 0.0.4.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use culvert_common::Counter;
 
+use super::labels::Escaped;
+use super::process;
+use super::traffic::Traffic;
 use crate::bpf::Usage;
+use crate::identity::VERSION;
 use crate::policy::Tally;
 
 /// Values at one moment.
@@ -31,6 +36,20 @@ pub struct Metrics {
     pub pending_pods: u64,
     /// Connections of enrolled pods from before they joined.
     pub older_connections: u64,
+    /// HBONE connections to other workloads, now open.
+    pub pool_connections: u64,
+    /// Those ever opened.
+    pub pool_opened: u64,
+    /// Events of the BPF programs that the agent has read.
+    pub flow_events: u64,
+    /// Whether the world has been put in force once.
+    pub synced: bool,
+    /// Whether the last change could not be put in force.
+    pub stuck: bool,
+    /// Pieces of input that are not in force.
+    pub input_problems: u64,
+    /// Identities, and when their certificates end, in seconds since 1970; `None`: there is none.
+    pub certificates: Vec<(String, Option<i64>)>,
     /// How full the BPF maps are.
     pub maps: Vec<Usage>,
     /// What AUDIT and dry-run policies would have to say, by policy.
@@ -39,8 +58,11 @@ pub struct Metrics {
 
 impl Metrics {
     /// The text that `/metrics` serves.
-    pub fn render(&self) -> String {
+    pub fn render(&self, traffic: &Traffic) -> String {
         let mut text = String::new();
+        header(&mut text, "istio_build", "gauge", "The version of this agent.");
+        let _ = writeln!(text, "istio_build{{component=\"culvert\",tag=\"{}\"}} 1", Escaped(VERSION));
+        traffic.render(&mut text);
         header(
             &mut text,
             "culvert_kernel_connections_total",
@@ -83,6 +105,42 @@ impl Metrics {
                 "HBONE connections ended because the peer broke the rules of HTTP/2 or a limit.",
                 self.abused,
             ),
+            (
+                "culvert_hbone_pool_connections",
+                "gauge",
+                "HBONE connections to other workloads now open.",
+                self.pool_connections,
+            ),
+            (
+                "culvert_hbone_pool_opened_total",
+                "counter",
+                "HBONE connections to other workloads that were opened.",
+                self.pool_opened,
+            ),
+            (
+                "culvert_flow_events_total",
+                "counter",
+                "Events of the BPF programs that were read; kind=\"events_lost\" counts the others.",
+                self.flow_events,
+            ),
+            (
+                "culvert_control_synced",
+                "gauge",
+                "1: the state of the control source has been put in force.",
+                self.synced.into(),
+            ),
+            (
+                "culvert_control_stuck",
+                "gauge",
+                "1: the last change could not be put in force; the state before stays.",
+                self.stuck.into(),
+            ),
+            (
+                "culvert_control_problems",
+                "gauge",
+                "Pieces of input that are wrong and not in force.",
+                self.input_problems,
+            ),
             ("culvert_pods_enrolled", "gauge", "Enrolled pods of this node.", self.enrolled_pods),
             ("culvert_pods_pending", "gauge", "Pods whose enrolment has not finished.", self.pending_pods),
             (
@@ -98,7 +156,22 @@ impl Metrics {
         }
         self.render_maps(&mut text);
         self.render_policies(&mut text);
+        self.render_certificates(&mut text);
+        process::render(&mut text);
         text
+    }
+
+    fn render_certificates(&self, text: &mut String) {
+        let name = "culvert_certificate_expiry_timestamp_seconds";
+        header(
+            text,
+            name,
+            "gauge",
+            "When an identity's certificate ends, in seconds since 1970; 0: it has none.",
+        );
+        for (identity, end) in &self.certificates {
+            let _ = writeln!(text, "{name}{{identity=\"{}\"}} {}", Escaped(identity), end.unwrap_or(0));
+        }
     }
 
     fn render_maps(&self, text: &mut String) {
@@ -140,7 +213,7 @@ impl Metrics {
     }
 }
 
-fn header(text: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn header(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
@@ -151,7 +224,7 @@ mod tests {
     #[test]
     fn every_kernel_counter_is_a_series() {
         let kernel = Counter::ALL.iter().map(|c| (*c, 3)).collect();
-        let text = Metrics { kernel, relayed_bytes: 7, ..Metrics::default() }.render();
+        let text = Metrics { kernel, relayed_bytes: 7, ..Metrics::default() }.render(&Traffic::new(1));
         for counter in Counter::ALL {
             assert!(text.contains(&format!("{{kind=\"{}\"}} 3\n", counter.as_str())));
         }
@@ -161,7 +234,7 @@ mod tests {
     #[test]
     fn a_map_has_its_entries_and_its_room() {
         let maps = vec![Usage { map: "pods", entries: 3, capacity: 1024 }];
-        let text = Metrics { maps, ..Metrics::default() }.render();
+        let text = Metrics { maps, ..Metrics::default() }.render(&Traffic::new(1));
         assert!(text.contains("\nculvert_map_entries{map=\"pods\"} 3\n"));
         assert!(text.contains("\nculvert_map_max_entries{map=\"pods\"} 1024\n"));
     }
@@ -169,7 +242,8 @@ mod tests {
     #[test]
     fn a_policy_has_the_series_in_which_it_counts() {
         let tally = Tally { audited: 2, ..Tally::default() };
-        let text = Metrics { policies: [("a/p".to_owned(), tally)].into(), ..Metrics::default() }.render();
+        let text = Metrics { policies: [("a/p".to_owned(), tally)].into(), ..Metrics::default() }
+            .render(&Traffic::new(1));
         assert!(text.contains("culvert_policy_audit_matches_total{policy=\"a/p\"} 2\n"));
         assert!(!text.contains("dry_run_matches_total{"));
     }

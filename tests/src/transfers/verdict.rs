@@ -58,6 +58,41 @@ pub(crate) struct Counted {
     pub(crate) passthrough: u64,
     /// Bytes that agents carried, all agents together.
     pub(crate) relayed: u64,
+    /// Istio's metrics, of clients and of servers.
+    pub(crate) told: [Told; 2],
+}
+
+/// What one side's series of Istio's metrics add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) opened: u64,
+    pub(crate) closed: u64,
+    pub(crate) to_server: u64,
+    pub(crate) to_client: u64,
+}
+
+impl Told {
+    fn sum(metrics: &[BTreeMap<String, u64>], reporter: &str) -> Self {
+        let sum = |name: &str| {
+            let start = format!("istio_tcp_{name}_total{{reporter=\"{reporter}\"");
+            metrics.iter().flatten().filter(|(series, _)| series.starts_with(&start)).map(|(_, n)| n).sum()
+        };
+        Self {
+            opened: sum("connections_opened"),
+            closed: sum("connections_closed"),
+            to_server: sum("received_bytes"),
+            to_client: sum("sent_bytes"),
+        }
+    }
+
+    fn combine(&self, other: &Self, with: fn(u64, u64) -> u64) -> Self {
+        Self {
+            opened: with(self.opened, other.opened),
+            closed: with(self.closed, other.closed),
+            to_server: with(self.to_server, other.to_server),
+            to_client: with(self.to_client, other.to_client),
+        }
+    }
 }
 
 impl Counted {
@@ -70,6 +105,7 @@ impl Counted {
             tunnel: kind("tunnel"),
             passthrough: kind("passthrough"),
             relayed: sum("culvert_relay_bytes_total"),
+            told: ["source", "destination"].map(|reporter| Told::sum(metrics, reporter)),
         }
     }
 
@@ -89,6 +125,7 @@ impl Counted {
             tunnel: with(self.tunnel, other.tunnel),
             passthrough: with(self.passthrough, other.passthrough),
             relayed: with(self.relayed, other.relayed),
+            told: [0, 1].map(|side: usize| self.told[side].combine(&other.told[side], with)),
         }
     }
 }
@@ -114,12 +151,15 @@ impl Path {
     }
 }
 
-/// Whether so many connections with so many bytes truly took `path`; says where they did not.
-pub(crate) fn path(path: Path, connections: u64, bytes: u64, counted: &Counted) -> Vec<String> {
+/// Whether so many connections with so many bytes (to servers, to clients) truly took `path`, and the agents tell of them exactly;
+/// says where not.
+pub(crate) fn path(path: Path, connections: u64, bytes: (u64, u64), counted: &Counted) -> Vec<String> {
+    let told = Told { opened: connections, closed: connections, to_server: bytes.0, to_client: bytes.1 };
+    let (told, bytes) = ([told; 2], bytes.0 + bytes.1);
     // Both agents carry each byte of a tunnel.
     let expected = match path {
-        Path::Direct => Counted { direct: connections, ..Counted::default() },
-        Path::Tunnel => Counted { tunnel: connections, relayed: 2 * bytes, ..Counted::default() },
+        Path::Direct => Counted { direct: connections, told, ..Counted::default() },
+        Path::Tunnel => Counted { tunnel: connections, relayed: 2 * bytes, told, ..Counted::default() },
         Path::Raw => Counted::default(),
     };
     let wrong = (expected != *counted)
@@ -141,11 +181,13 @@ mod tests {
 
     #[test]
     fn another_path_is_wrong() {
-        let direct = Counted { direct: 10, ..Counted::default() };
-        let tunnel = Counted { tunnel: 10, relayed: 2000, ..Counted::default() };
-        assert!(path(Path::Direct, 10, 1000, &direct).is_empty());
-        assert!(path(Path::Tunnel, 10, 1000, &tunnel).is_empty());
-        assert!(path(Path::Raw, 10, 1000, &Counted::default()).is_empty());
+        let told = Told { opened: 10, closed: 10, to_server: 700, to_client: 300 };
+        let direct = Counted { direct: 10, told: [told; 2], ..Counted::default() };
+        let tunnel = Counted { tunnel: 10, relayed: 2000, told: [told; 2], ..Counted::default() };
+        let path = |way, counted: &Counted| path(way, 10, (700, 300), counted);
+        assert!(path(Path::Direct, &direct).is_empty());
+        assert!(path(Path::Tunnel, &tunnel).is_empty());
+        assert!(path(Path::Raw, &Counted::default()).is_empty());
         for (asked, counted) in [
             (Path::Direct, tunnel),
             (Path::Tunnel, direct),
@@ -154,8 +196,10 @@ mod tests {
             (Path::Direct, Counted { passthrough: 1, ..direct }),
             (Path::Tunnel, Counted { relayed: 1999, ..tunnel }),
             (Path::Raw, direct),
+            (Path::Direct, Counted { told: [told, Told { closed: 9, ..told }], ..direct }),
+            (Path::Direct, Counted { told: [Told { to_server: 701, ..told }, told], ..direct }),
         ] {
-            assert_eq!(path(asked, 10, 1000, &counted).len(), 1, "{asked:?} {counted:?}");
+            assert_eq!(path(asked, &counted).len(), 1, "{asked:?} {counted:?}");
         }
         let flow = |path: &str| FlowRecord { path: path.to_owned(), ..FlowRecord::default() };
         assert_eq!(records(Path::Direct, &[flow("direct"), flow("tunnel")]).count(), 1);

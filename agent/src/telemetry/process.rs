@@ -1,0 +1,53 @@
+//! What the agent itself takes, under the names that Prometheus' own clients use.
+
+use std::fmt::Write;
+use std::fs;
+
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+
+use super::metrics::header;
+
+/// Appends the process's figures; one that cannot be read is left out.
+pub fn render(out: &mut String) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let size = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| (kib * 1024).to_string())
+    };
+    let descriptors = fs::read_dir("/proc/self/fd").map(|dir| dir.count().to_string());
+    let most = getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft.to_string());
+    let seconds = getrusage(UsageWho::RUSAGE_SELF).map(|usage| {
+        let (user, system) = (usage.user_time(), usage.system_time());
+        let micros = (user.tv_sec() + system.tv_sec()) * 1_000_000 + user.tv_usec() + system.tv_usec();
+        format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000)
+    });
+    let rows = [
+        ("process_resident_memory_bytes", "gauge", "Resident memory.", size("VmRSS:")),
+        ("process_virtual_memory_bytes", "gauge", "Virtual memory.", size("VmSize:")),
+        ("process_open_fds", "gauge", "Open file descriptors.", descriptors.ok()),
+        ("process_max_fds", "gauge", "File descriptors at most.", most.ok()),
+        ("process_cpu_seconds_total", "counter", "Processor time, user and system.", seconds.ok()),
+    ];
+    for (name, kind, help, value) in rows {
+        if let Some(value) = value {
+            header(out, name, kind, help);
+            let _ = writeln!(out, "{name} {value}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_figure_is_there() {
+        let mut text = String::new();
+        super::render(&mut text);
+        for name in
+            ["resident_memory_bytes", "virtual_memory_bytes", "open_fds", "max_fds", "cpu_seconds_total"]
+        {
+            let prefix = format!("process_{name} ");
+            let value = text.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap();
+            assert!(value.parse::<f64>().unwrap() > 0.0, "{name} {value}");
+        }
+    }
+}
