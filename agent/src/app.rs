@@ -5,6 +5,7 @@ mod connections;
 mod ends;
 mod events;
 mod explain;
+mod hooks_log;
 mod limits;
 mod mesh;
 mod neighbours;
@@ -104,6 +105,7 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let proxy_config = ProxyConfig { drain, ..ProxyConfig::default() };
     let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config);
     let (status, state) = watch::channel(State::default());
+    tokio::spawn(hooks_log::follow(kernel.clone(), snapshots.clone(), log.kernel()));
     let view = Published {
         snapshots,
         state,

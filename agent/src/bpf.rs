@@ -27,6 +27,7 @@ mod scratch;
 mod sync;
 mod trial;
 mod usage;
+mod witness;
 
 pub use capacity::{Capacities, MapEntries};
 pub use events::EventStream;
@@ -39,3 +40,4 @@ pub use probe::lacking;
 pub use scratch::Scratch;
 pub use sync::{Short, SyncStats, Synced};
 pub use usage::Usage;
+pub use witness::Witness;

@@ -37,8 +37,14 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
-/// Before all that are there (`BPF_F_BEFORE` without a relative).
-const FIRST: u32 = 1 << 3;
+/// Where among the programs of a hook a new one goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Where the kernel puts it by itself: behind all that are there.
+    Last,
+    /// Before all that are there (`BPF_F_BEFORE` without a relative).
+    First,
+}
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 /// Programs that one hook may have (`BPF_CGROUP_MAX_PROGS`, `BPF_MPROG_MAX`).
 const MOST_PROGRAMS: usize = 64;
@@ -65,13 +71,13 @@ impl PinnedLink {
         target: BorrowedFd<'_>,
         kind: AttachType,
     ) -> io::Result<Self> {
-        Self::attach_to(path, program, target.as_raw_fd() as u32, kind, 0)
+        Self::attach_to(path, program, target.as_raw_fd() as u32, kind, Place::Last)
     }
 
     /// Attaches `program` to what arrives by the interface with this index (tcx, Linux 6.6), before the programs that are there:
     /// a program may have the last word on a packet, and those behind it never see it. Else as [`PinnedLink::attach`].
     pub(super) fn attach_interface(path: &Path, program: BorrowedFd<'_>, index: u32) -> io::Result<Self> {
-        Self::attach_to(path, program, index, AttachType::TcxIngress, FIRST)
+        Self::attach_to(path, program, index, AttachType::TcxIngress, Place::First)
     }
 
     fn attach_to(
@@ -79,7 +85,7 @@ impl PinnedLink {
         program: BorrowedFd<'_>,
         target: u32,
         kind: AttachType,
-        place: u32,
+        place: Place,
     ) -> io::Result<Self> {
         if let Some(fd) = get(path)? {
             match update(fd.as_fd(), program) {
@@ -112,13 +118,21 @@ pub(super) fn replace_program(path: &Path, program: BorrowedFd<'_>) -> io::Resul
     }
 }
 
-/// `target`: a descriptor, or the index of an interface.
-fn create(program: BorrowedFd<'_>, target: u32, kind: AttachType, place: u32) -> io::Result<OwnedFd> {
+/// A link that lives as long as its descriptor, or its pin. `target`: a descriptor, or the index of an interface.
+pub(super) fn create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    kind: AttachType,
+    place: Place,
+) -> io::Result<OwnedFd> {
     let mut words = [0; 32];
     words[0] = program.as_raw_fd() as u32;
     words[1] = target;
     words[2] = kind as u32;
-    words[3] = place;
+    words[3] = match place {
+        Place::Last => 0,
+        Place::First => 1 << 3,
+    };
     bpf(BPF_LINK_CREATE, words).map(own)
 }
 
