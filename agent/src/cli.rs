@@ -3,6 +3,7 @@
 mod analyze;
 mod args;
 mod ca;
+mod check;
 mod client;
 mod dump;
 mod flows;
@@ -15,6 +16,7 @@ mod table;
 mod uninstall;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -99,6 +101,11 @@ enum Command {
         after_help = "Examples:\n  culvert log\n  culvert log debug\n  culvert log culvert::hbone=trace,info\n  culvert log access=off\n  culvert log --reset\n\nA restarted agent logs what its --log (RUST_LOG) says."
     )]
     Log(LogArgs),
+    /// Say whether everything on this node is as it should be, and what to do where it is not
+    #[command(
+        after_help = "Examples:\n  culvert check\n  culvert check --machine\n  culvert check --quiet --failure-threshold warning\n  culvert check --file dump.json\n\nIt looks at the machine (privileges, kernel, mounts), at what is attached, and at what the agent says of itself: pods, certificates, input, maps, events, other programs on the same hooks. Exit status: 1 when a finding reaches the threshold, else 0."
+    )]
+    Check(check::CheckArgs),
     /// Say what is wrong or unexpected in manifests, before they reach an agent; needs neither agent nor root
     #[command(
         after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications,serviceentries,workloadentries -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
@@ -279,8 +286,9 @@ fn series(text: &str) -> Result<usize, String> {
 /// # Errors
 ///
 /// Whatever the user should read.
-pub fn run(cli: Cli) -> Result<()> {
+pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Check(args) => return wait(check::run(&args)),
         Command::Agent(args) => crate::app::run(*args),
         Command::Workloads(args) => wait(lists::workloads(&args)),
         Command::Services(args) => wait(lists::services(&args)),
@@ -301,10 +309,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
         Command::Uninstall(args) => uninstall::run(&args),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn wait(future: impl Future<Output = Result<()>>) -> Result<()> {
+fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 

@@ -34,6 +34,7 @@ pub(super) enum AttachType {
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -46,6 +47,8 @@ pub(super) enum Place {
     First,
 }
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+/// `enum bpf_link_type`.
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
 /// Programs that one hook may have (`BPF_CGROUP_MAX_PROGS`, `BPF_MPROG_MAX`).
 const MOST_PROGRAMS: usize = 64;
 
@@ -158,6 +161,23 @@ fn get(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Whether the link pinned at `path` is at its cgroup, network namespace or interface, or that is gone; `None` without a pin
+/// (Linux 5.8).
+pub(super) fn is_attached(path: &Path) -> io::Result<Option<bool>> {
+    let Some(link) = get(path)? else { return Ok(None) };
+    // `struct bpf_link_info`: type, id, program, and at 16 the target's id (u64) or index (u32), which is 0 when it is gone.
+    let mut info = [0_u32; 32];
+    let address = info.as_mut_ptr() as u64;
+    let mut words = [0; 32];
+    words[0] = link.as_raw_fd() as u32;
+    words[1] = size_of_val(&info) as u32;
+    words[2] = address as u32;
+    words[3] = (address >> 32) as u32;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, words)?;
+    let of_cgroup = info[0] == BPF_LINK_TYPE_CGROUP;
+    Ok(Some(info[4] != 0 || (of_cgroup && info[5] != 0)))
+}
+
 /// The ids of the programs that run at a hook of `target`: of a cgroup with those of its ancestors when `effective`, of a network
 /// namespace, or of an interface by its index; in the order in which they run (Linux 4.15, sk_lookup 5.9, tcx 6.6).
 pub(super) fn programs_at(target: u32, kind: AttachType, effective: bool) -> io::Result<Vec<u32>> {
@@ -177,7 +197,7 @@ pub(super) fn programs_at(target: u32, kind: AttachType, effective: bool) -> io:
 }
 
 /// Whether the kernel has tcx links (Linux 6.6); index 1 is `lo`, in every network namespace.
-pub(super) fn has_tcx() -> bool {
+pub(crate) fn has_tcx() -> bool {
     !matches!(programs_at(1, AttachType::TcxIngress, false), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }
 
