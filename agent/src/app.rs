@@ -102,8 +102,10 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let observer = Arc::new(observer);
     let mesh = MeshView::new(kernel.clone(), snapshots.clone(), observer.clone());
     let drain = Duration::from_secs(args.drain);
-    let proxy_config = ProxyConfig { drain, ..ProxyConfig::default() };
-    let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config);
+    let threads = args.tunnel_threads.unwrap_or_else(tunnel_threads);
+    let proxy_config = ProxyConfig { drain, threads, ..ProxyConfig::default() };
+    let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config)
+        .context("starting the threads that carry tunnels")?;
     let (status, state) = watch::channel(State::default());
     tokio::spawn(hooks_log::follow(kernel.clone(), snapshots.clone(), log.kernel()));
     let view = Published {
@@ -144,6 +146,11 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let _ = std::fs::remove_file(state_dir.join("admin.sock"));
     tracing::info!("agent stopped; enforcement stays in the kernel");
     Ok(())
+}
+
+/// A quarter of the processors, and two at least: ztunnel's choice.
+fn tunnel_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |count| count.get().div_ceil(4)).max(2)
 }
 
 fn open_ca(args: &AgentArgs) -> Result<Ca> {

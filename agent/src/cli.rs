@@ -223,6 +223,9 @@ pub struct AgentArgs {
     /// Revocation lists (PEM): peers whose certificates they name are refused, and their open tunnels ended. The file is watched
     #[arg(long, value_name = "FILE")]
     pub crl: Option<PathBuf>,
+    /// Threads that carry tunnels, each with HBONE connections of its own [default: a quarter of the processors, at least 2]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub tunnel_threads: Option<usize>,
     /// How long open tunnels may go on after SIGTERM, in seconds; a second signal ends them at once. A pod's
     /// terminationGracePeriodSeconds must be longer
     #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
@@ -279,6 +282,12 @@ pub enum LogFormat {
 fn series(text: &str) -> Result<usize, String> {
     let number = text.parse::<usize>().ok().filter(|n| (1..=100_000).contains(n));
     number.ok_or_else(|| "write a number from 1 to 100000".to_owned())
+}
+
+/// Each thread has a listener in each pod.
+fn threads(text: &str) -> Result<usize, String> {
+    let number = text.parse::<usize>().ok().filter(|n| (1..=256).contains(n));
+    number.ok_or_else(|| "write a number from 1 to 256".to_owned())
 }
 
 /// Runs the command.
