@@ -24,10 +24,10 @@ pub(crate) const ALIAS: &str = "istio.io/waypoint";
 /// The waypoint that [`ALIAS`] means.
 pub(crate) const ALIAS_NAME: &str = "waypoint";
 /// What traffic a waypoint takes.
-const FOR: &str = "istio.io/waypoint-for";
+pub(crate) const FOR: &str = "istio.io/waypoint-for";
 /// On Services and Pods that istiod's controllers make for a Gateway.
 const MANAGED: &str = "gateway.istio.io/managed";
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// What an object's labels say about its waypoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
