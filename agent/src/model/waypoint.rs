@@ -14,6 +14,7 @@ pub(super) mod allow;
 mod find;
 
 pub use find::Unbound;
+pub(crate) use find::{CANARY, CANARY_NAMESPACE, CANARY_WEIGHT, canary_weight, may_attach};
 
 /// Names the waypoint of a Service, a Pod, or all of a Namespace's. `none`: it has none.
 pub(crate) const USE: &str = "istio.io/use-waypoint";
