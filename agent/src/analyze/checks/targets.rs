@@ -70,7 +70,7 @@ fn without_waypoint(
 
 #[cfg(test)]
 mod tests {
-    use crate::analyze::tests::{gateway, namespace, policy, service, texts};
+    use crate::analyze::tests::{gateway, named_policy, namespace, policy, service, texts};
 
     /// The messages about a policy with this target, but for the one that waypoints enforce it.
     fn about(target: &str, others: &[String]) -> Vec<String> {
@@ -105,6 +105,21 @@ mod tests {
         one("{kind: Service, name: x, namespace: b}", &[], "IST0106", "in the policy's own namespace, a");
         let class = "{kind: GatewayClass, group: gateway.networking.k8s.io, name: istio-waypoint}";
         one(class, &[], "IST0106", "only a policy of the root namespace (istio-system)");
+    }
+
+    #[test]
+    fn a_class_of_gateways_is_known_or_istios() {
+        let of = |class: &str| {
+            let target = format!("{{kind: GatewayClass, group: gateway.networking.k8s.io, name: {class}}}");
+            let policy = named_policy("istio-system", "p", &format!("{{targetRefs: [{target}]}}"));
+            texts(&policy).into_iter().filter(|text| !text.contains("CUL0111")).collect::<Vec<_>>()
+        };
+        assert!(of("istio-waypoint").is_empty());
+        let found = of("other");
+        assert!(
+            found.len() == 1 && found[0].contains("Referenced GatewayClass not found: \"other\""),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -86,6 +86,11 @@ fn what_would_change_something_else_is_not_done() {
                  - {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: *l}}\n";
     assert!(labelled(shared).is_some(), "an anchor that nobody uses is no harm");
     assert_eq!(labelled(alias), None);
+    let meant_twice = alias
+        .replace("name: other", "name: x")
+        .replace("name: shop", "name: other")
+        .replace("name: x", "name: shop");
+    assert_eq!(labelled(&meant_twice), None);
     assert_eq!(labelled("{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: [a]}}"), None);
 }
 
