@@ -14,6 +14,7 @@ mod show;
 mod style;
 mod table;
 mod uninstall;
+mod waypoint;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -111,6 +112,11 @@ enum Command {
         after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications,serviceentries,workloadentries -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
     )]
     Analyze(Box<analyze::AnalyzeArgs>),
+    /// Make, list, judge and delete waypoints in a folder of manifests, with istioctl's verbs; needs neither agent nor root
+    #[command(
+        after_help = "Examples:\n  culvert waypoint generate --for service -n shop\n  culvert waypoint apply -n shop --enroll-namespace --manifests DIR\n  culvert waypoint status -A --manifests DIR\n  culvert waypoint delete waypoint -n shop --manifests DIR"
+    )]
+    Waypoint(waypoint::WaypointArgs),
     /// Print everything the agent knows as one JSON document
     #[command(after_help = "Example:\n  culvert dump > dump.json")]
     Dump(SocketArgs),
@@ -310,6 +316,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Explain(args) => wait(show::explain(&args)),
         Command::Log(args) => wait(log::run(&args)),
         Command::Analyze(args) => analyze::run(&args),
+        Command::Waypoint(args) => waypoint::run(&args),
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),

@@ -15,6 +15,7 @@
 //! * [`identity`]: SPIFFE ids, the CA, certificates and how a peer's identity is checked.
 //! * [`telemetry`]: flow records and metrics. [`admin`]: the socket that shows them. [`cli`]: who asks.
 //! * [`analyze`]: what is notable about manifests, without an agent.
+//! * [`waypoint`]: the waypoints of a folder of manifests, made and judged for `culvert waypoint`.
 //! * [`claim`]: one agent for an instance and a part of the cgroup tree.
 //! * [`sys`]: the few system calls that need `unsafe` or a network namespace.
 //! * [`app`]: the only place that knows everyone.
@@ -35,3 +36,4 @@ pub mod policy;
 pub mod proxy;
 pub mod sys;
 pub mod telemetry;
+pub mod waypoint;
