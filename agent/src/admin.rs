@@ -29,7 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::flows::{FlowLog, Names};
+use crate::telemetry::flows::{FlowLog, FlowRecord, Names};
 use crate::telemetry::log::LogControl;
 use query::Query;
 use stream::{Records, Wanted};
@@ -40,6 +40,8 @@ pub const METRICS_PORT: u16 = 15020;
 pub const READY_PORT: u16 = 15021;
 /// Bytes of a request's first line and headers: more is answered 414 or 431.
 const LONGEST_HEAD: usize = 16 << 10;
+/// The type of `/flows`: a JSON object a line.
+const RECORDS: &str = "application/x-ndjson";
 /// How long a request's head may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -51,6 +53,8 @@ pub trait View: Send + Sync + 'static {
     fn metrics(&self) -> String;
     /// The flow records.
     fn flow_log(&self) -> Arc<FlowLog>;
+    /// What is open now, as records of its opening with the bytes so far; the error says what cannot be read.
+    fn open(&self, tunnels_only: bool) -> Result<Vec<FlowRecord>, String>;
     /// What numbers and addresses in flow records are called now.
     fn names(&self) -> Arc<dyn Names + Send + Sync>;
     /// How many events of the kernel found no room, and so never became flow records.
@@ -164,11 +168,13 @@ fn answer(view: &Arc<dyn View>, request: &Request<Incoming>, audience: Audience)
     match path {
         "/log" => json(log(view.log(), request.method(), query)),
         "/flows" => match Wanted::read(query) {
-            Ok(wanted) => reply(
-                StatusCode::OK,
-                "application/x-ndjson",
-                Either::Right(stream::records(view.clone(), wanted)),
-            ),
+            Ok(wanted) if wanted.is_open() => match stream::open(&**view, &wanted) {
+                Ok(lines) => reply(StatusCode::OK, RECORDS, Either::Left(Full::new(lines.into()))),
+                Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+            },
+            Ok(wanted) => {
+                reply(StatusCode::OK, RECORDS, Either::Right(stream::records(view.clone(), wanted)))
+            }
             Err(why) => json(Err(why)),
         },
         "/explain" => json(explain(&**view, query)),

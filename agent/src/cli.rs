@@ -7,12 +7,15 @@ mod check;
 mod client;
 mod dump;
 mod flows;
+mod graph;
 mod lists;
 mod log;
 mod manual;
 mod show;
+mod source;
 mod style;
 mod table;
+mod top;
 mod uninstall;
 mod waypoint;
 
@@ -92,6 +95,16 @@ enum Command {
         after_help = "Examples:\n  culvert flows --verdict refused --since 5m\n  culvert flows --follow --last 0 --to shop/web\n  culvert flows --from 10.244.1.0/24 --verdict refused,ended\n  culvert flows --policy shop/no-test -o json\n\nThe agent keeps the last 65536 records. When some are missing because they came faster than they were read, --follow says how many."
     )]
     Flows(FlowArgs),
+    /// Draw who talked to whom: workloads, paths, refusals, from flow records
+    #[command(
+        after_help = "Examples:\n  culvert graph -O flows.svg\n  culvert graph --since 10m --verdict refused -o mermaid\n  culvert graph --by namespace -o dot | dot -Tpng > flows.png\n  culvert flows -o json > n1.json\n  culvert graph --file n1.json --file n2.json --from shop/ -O shop.svg\n\nA connection that both of its ends tell of is counted once. Bytes of tunnels and of direct connections are those of connections that have ended."
+    )]
+    Graph(Box<graph::GraphArgs>),
+    /// Watch who talks to whom: pairs by their rate of connections, bytes or refusals
+    #[command(
+        after_help = "Examples:\n  culvert top\n  culvert top --from shop/ --sort bytes --interval 5\n  culvert top --verdict refused --by namespace\n  culvert top --once --rows 10\n\nKeys: q quits, s sorts by the next column, p pauses, / filters by name. Rates are those of the last 10 seconds. Bytes of tunnels are counted as they go, those of direct and plaintext connections at their end: the kernel keeps them until then."
+    )]
+    Top(Box<top::TopArgs>),
     /// Say whether a connection is allowed, which policy and rule decide, and what the kernel's table says
     #[command(
         after_help = "Examples:\n  culvert explain test/curl hello/helloworld:5000\n  culvert explain 10.244.2.7 hello/db-0:9000\n  culvert explain spiffe://cluster.local/ns/web/sa/nginx 10.244.1.3:5000"
@@ -313,6 +326,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Connections(args) => wait(lists::connections(&args)),
         Command::All(args) => wait(lists::all(&args)),
         Command::Flows(args) => wait(flows::run(&args)),
+        Command::Graph(args) => wait(graph::run(&args)),
+        Command::Top(args) => wait(top::run(&args)),
         Command::Explain(args) => wait(show::explain(&args)),
         Command::Log(args) => wait(log::run(&args)),
         Command::Analyze(args) => analyze::run(&args),

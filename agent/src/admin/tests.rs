@@ -19,6 +19,9 @@ impl Names for Nameless {
     fn workload(&self, _: IpAddr) -> Option<String> {
         None
     }
+    fn owner(&self, _: IpAddr) -> Option<String> {
+        None
+    }
     fn service(&self, _: IpAddr) -> Option<String> {
         None
     }
@@ -47,6 +50,9 @@ impl View for Agent {
     }
     fn flow_log(&self) -> Arc<FlowLog> {
         self.flows.clone()
+    }
+    fn open(&self, _: bool) -> Result<Vec<FlowRecord>, String> {
+        Ok(self.flows.since(0, &Nameless))
     }
     fn names(&self) -> Arc<dyn Names + Send + Sync> {
         Arc::new(Nameless)
@@ -228,4 +234,25 @@ async fn a_follower_that_is_too_slow_is_told_how_many_it_missed() {
     }
     assert!(lost > 0);
     assert_eq!(seen.len() as u64 + lost, total);
+}
+
+#[tokio::test]
+async fn what_is_open_is_told_as_records_and_filtered() {
+    let (flows, path, _dir) = served().await;
+    flows.tunnel(flow(1));
+    flows.tunnel(flow(2));
+    for (page, count) in [("open=all", 2), ("open=tunnel&from=10.0.0.1", 2), ("open=all&from=10.0.0.3", 0)] {
+        let (status, body) = get(&path, &format!("/flows?{page}")).await;
+        assert_eq!((status, body.lines().count()), (200, count), "{page}: {body}");
+        for line in body.lines() {
+            let record: FlowRecord = serde_json::from_str(line).unwrap();
+            assert_eq!(record.stage, "opened");
+        }
+    }
+    for (page, says) in
+        [("open=some", "write all or tunnel"), ("open=all&follow", "leave open or follow out")]
+    {
+        let (status, body) = get(&path, &format!("/flows?{page}")).await;
+        assert!(status == 400 && body.contains(says), "{page}: {status} {body}");
+    }
 }

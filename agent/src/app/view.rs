@@ -19,7 +19,7 @@ use crate::model::Snapshot;
 use crate::pods::PodState;
 use crate::policy::Finding;
 use crate::proxy::Shared;
-use crate::telemetry::flows::{FlowLog, Names};
+use crate::telemetry::flows::{FlowLog, FlowRecord, Names};
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::Metrics;
 
@@ -102,6 +102,12 @@ impl View for Published {
 
     fn flow_log(&self) -> Arc<FlowLog> {
         self.flows.clone()
+    }
+
+    fn open(&self, tunnels_only: bool) -> Result<Vec<FlowRecord>, String> {
+        let snapshot = self.snapshots.borrow().clone();
+        connections::records(&snapshot, &self.kernel, &self.proxy, tunnels_only)
+            .map_err(|error| format!("the kernel's open connections cannot be read: {error}"))
     }
 
     fn names(&self) -> Arc<dyn Names + Send + Sync> {
