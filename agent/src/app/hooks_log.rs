@@ -120,6 +120,9 @@ mod tests {
         fn workload(&self, _: IpAddr) -> Option<String> {
             None
         }
+        fn owner(&self, _: IpAddr) -> Option<String> {
+            None
+        }
         fn service(&self, _: IpAddr) -> Option<String> {
             None
         }
