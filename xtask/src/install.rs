@@ -164,6 +164,33 @@ pub(crate) fn envoy() -> Result<()> {
     Ok(())
 }
 
+/// promtool in `target/tools/prometheus`, which checks the alerts and the dashboard. Unpacked, not installed: the package would run
+/// a server.
+pub(crate) fn promtool() -> Result<()> {
+    let into = machine::tools_dir().join("prometheus");
+    let there = || into.join("usr/bin/promtool").exists() || machine::program("promtool").is_some();
+    if there() {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    if there() {
+        return Ok(());
+    }
+    if machine::program("apt-get").is_none() {
+        println!("promtool is missing, and there is no apt-get to bring it: its test is skipped");
+        return Ok(());
+    }
+    println!("Unpacking Debian's prometheus into {} (promtool, for the tests)", machine::short(&into));
+    std::fs::create_dir_all(&into).with_context(|| format!("cannot make {}", into.display()))?;
+    // A fresh machine has no lists of packages.
+    let script = "(apt-get download prometheus || { apt-get update && apt-get download prometheus; }) && \
+                  dpkg -x prometheus_*.deb . && rm prometheus_*.deb";
+    let mut unpack = Command::new("sh");
+    unpack.args(["-c", script]).current_dir(&into);
+    exec::run("install-promtool", &mut unpack, Show::Nothing)?.ok("unpacking promtool")?;
+    Ok(())
+}
+
 /// A compiler and a linker for BPF, installed where they are missing.
 pub(crate) fn bpf_toolchain(forced: Option<Kind>) -> Result<Kind> {
     let kind = match forced.or_else(Kind::ready) {

@@ -44,6 +44,7 @@ pub(crate) fn run(quick: bool) -> Result<ExitCode> {
     } else {
         report.skip("Envoy", "its package is known for x86_64 only: the tests with it are skipped");
     }
+    report.stage("promtool", || gate(install::promtool));
     report.stage("cargo test", || cargo_test(quick));
     if quick {
         report.skip("fuzz", "--quick");
