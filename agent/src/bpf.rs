@@ -7,6 +7,7 @@
 /// Pins of all instances.
 pub(crate) const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
+mod attached;
 mod batch;
 mod capacity;
 mod clsact;

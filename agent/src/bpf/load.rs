@@ -105,7 +105,7 @@ pub(super) struct Admitting {
 }
 
 /// Program, where it attaches, and the name of its pin.
-const NODE_PROGRAMS: [(&str, AttachType, &str); 8] = [
+pub(super) const NODE_PROGRAMS: [(&str, AttachType, &str); 8] = [
     // sockops first and connect last: a decision never leaves a hook whose follower is not there yet.
     ("culvert_sockets", AttachType::SockOps, "sockops"),
     ("culvert_peername4", AttachType::GetPeerName4, "getpeername4"),
