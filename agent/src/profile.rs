@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use symbols::{Frame, Symbols};
+use symbols::Symbols;
 
 /// Addresses, the innermost first, as the kernel tells them, with marks between its own and the program's.
 type Stack = Vec<u64>;
@@ -108,20 +108,20 @@ fn write(
     begun: SystemTime,
     stacks: &HashMap<Stack, u64>,
 ) -> Result<Vec<u8>, ProfileError> {
-    let mut symbols = Symbols::of_this_process().map_err(ProfileError::Write)?;
+    let seen = stacks.keys().flat_map(|stack| cpu::places(stack)).collect();
+    let symbols = Symbols::of(&seen).map_err(ProfileError::Write)?;
     match wanted.form {
-        Form::Folded => Ok(folded(stacks, &mut symbols).into_bytes()),
-        Form::Pprof => pprof::write(wanted, begun, stacks, &mut symbols).map_err(ProfileError::Write),
+        Form::Folded => Ok(folded(stacks, &symbols).into_bytes()),
+        Form::Pprof => pprof::write(wanted, begun, stacks, &symbols).map_err(ProfileError::Write),
     }
 }
 
-fn folded(stacks: &HashMap<Stack, u64>, symbols: &mut Symbols) -> String {
+fn folded(stacks: &HashMap<Stack, u64>, symbols: &Symbols) -> String {
     let mut lines: HashMap<String, u64> = HashMap::new();
     for (stack, count) in stacks {
-        let mut names = Vec::new();
-        for place in cpu::places(stack) {
-            names.extend(symbols.frames(place).iter().map(Frame::plain));
-        }
+        // A semicolon stands between names.
+        let mut names: Vec<_> =
+            cpu::places(stack).map(|place| symbols.name(place).replace(';', ":")).collect();
         names.reverse();
         *lines.entry(names.join(";")).or_default() += count;
     }

@@ -1,4 +1,7 @@
-//! `/debug/pprof/profile`: where processor time goes.
+//! `/debug/pprof/profile`: where processor time goes. `/debug/pprof/heap`: how to find out where memory goes.
+//!
+//! The agent has no heap profiler of its own: one that may be switched on must be the allocator from the start. See
+//! `docs/admin.md` for what that would cost.
 
 use std::time::Duration;
 
@@ -30,6 +33,17 @@ pub(super) async fn cpu(query: Option<&str>) -> Answer {
             text(status, format!("{error}\n"))
         }
     }
+}
+
+/// What to do instead.
+pub(super) fn heap() -> Answer {
+    text(
+        StatusCode::NOT_IMPLEMENTED,
+        "this agent has no heap profiler. Start it with an allocator that has one:\n  \
+         LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=prof:true,lg_prof_interval:30,prof_prefix:/run/culvert/heap culvert agent ...\n\
+         and read the files with `jeprof --text /usr/local/bin/culvert /run/culvert/heap.*` (Debian: libjemalloc2, \
+         libjemalloc-dev)\n",
+    )
 }
 
 fn wanted(query: Option<&str>) -> Result<CpuProfile, String> {

@@ -9,7 +9,7 @@ use flate2::write::GzEncoder;
 use prost::Message;
 
 use super::cpu::{Place, places};
-use super::symbols::{Frame, Symbols};
+use super::symbols::Symbols;
 use super::{CpuProfile, Stack};
 
 #[derive(Clone, PartialEq, Message)]
@@ -68,12 +68,6 @@ pub(super) struct Mapping {
     pub(super) filename: i64,
     #[prost(bool, tag = "7")]
     pub(super) has_functions: bool,
-    #[prost(bool, tag = "8")]
-    pub(super) has_filenames: bool,
-    #[prost(bool, tag = "9")]
-    pub(super) has_line_numbers: bool,
-    #[prost(bool, tag = "10")]
-    pub(super) has_inline_frames: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -84,7 +78,6 @@ pub(super) struct Location {
     pub(super) mapping_id: u64,
     #[prost(uint64, tag = "3")]
     pub(super) address: u64,
-    /// The innermost first: inlined functions have their own.
     #[prost(message, repeated, tag = "4")]
     pub(super) line: Vec<Line>,
 }
@@ -93,8 +86,6 @@ pub(super) struct Location {
 pub(super) struct Line {
     #[prost(uint64, tag = "1")]
     pub(super) function_id: u64,
-    #[prost(int64, tag = "2")]
-    pub(super) line: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -105,8 +96,6 @@ pub(super) struct Function {
     pub(super) name: i64,
     #[prost(int64, tag = "3")]
     pub(super) system_name: i64,
-    #[prost(int64, tag = "4")]
-    pub(super) filename: i64,
 }
 
 /// A profile that is being put together.
@@ -114,7 +103,7 @@ pub(super) struct Function {
 struct Writer {
     profile: Profile,
     strings: HashMap<String, i64>,
-    functions: HashMap<(i64, i64), u64>,
+    functions: HashMap<i64, u64>,
     locations: HashMap<Place, u64>,
 }
 
@@ -127,7 +116,7 @@ pub(super) fn write(
     wanted: &CpuProfile,
     begun: SystemTime,
     stacks: &HashMap<Stack, u64>,
-    symbols: &mut Symbols,
+    symbols: &Symbols,
 ) -> io::Result<Vec<u8>> {
     let mut writer = Writer::default();
     writer.string("");
@@ -178,19 +167,16 @@ impl Writer {
                 file_offset: mapping.offset,
                 filename,
                 has_functions: true,
-                has_filenames: true,
-                has_line_numbers: true,
-                has_inline_frames: true,
             });
         }
     }
 
-    fn location(&mut self, place: Place, symbols: &mut Symbols) -> u64 {
+    fn location(&mut self, place: Place, symbols: &Symbols) -> u64 {
         if let Some(id) = self.locations.get(&place) {
             return *id;
         }
         let of = symbols.mappings().iter().position(|m| (m.start..m.end).contains(&place.inside()));
-        let line = symbols.frames(place).to_vec().iter().map(|frame| self.line(frame)).collect();
+        let line = vec![self.line(&symbols.name(place))];
         let id = self.profile.location.len() as u64 + 1;
         let mapping_id = if place.in_kernel { 0 } else { of.map_or(0, |n| n as u64 + 1) };
         self.profile.location.push(Location { id, mapping_id, address: place.address, line });
@@ -198,13 +184,13 @@ impl Writer {
         id
     }
 
-    fn line(&mut self, frame: &Frame) -> Line {
-        let (name, filename) = (self.string(&frame.function), self.string(&frame.file));
+    fn line(&mut self, function: &str) -> Line {
+        let name = self.string(function);
         let next = self.profile.function.len() as u64 + 1;
-        let function_id = *self.functions.entry((name, filename)).or_insert(next);
+        let function_id = *self.functions.entry(name).or_insert(next);
         if function_id == next {
-            self.profile.function.push(Function { id: next, name, system_name: name, filename });
+            self.profile.function.push(Function { id: next, name, system_name: name });
         }
-        Line { function_id, line: frame.line.into() }
+        Line { function_id }
     }
 }

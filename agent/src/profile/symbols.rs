@@ -1,35 +1,16 @@
-//! Names for addresses: what of this process is mapped where, and the functions and lines of that, inlined ones too.
+//! Names for addresses: what of this process is mapped where, and which function of that file it is, by the file's table of symbols.
+//! Debugging information would tell of inlined functions too, but takes ten times the agent's own memory to read.
 
-use std::collections::HashMap;
-use std::fs;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use addr2line::Loader;
+use object::read::ReadCache;
+use object::{Object, ObjectSymbol, SymbolKind};
 
 use super::cpu::Place;
-use super::kernel::KernelSymbols;
-
-/// A function that was running.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Frame {
-    pub(super) function: String,
-    /// Empty when it is not known.
-    pub(super) file: String,
-    /// 0 when it is not known.
-    pub(super) line: u32,
-}
-
-impl Frame {
-    fn unknown(function: String) -> Self {
-        Self { function, file: String::new(), line: 0 }
-    }
-
-    /// The name without what separates names.
-    pub(super) fn plain(&self) -> String {
-        self.function.replace(';', ":")
-    }
-}
+use super::kernel;
 
 /// A part of a file that is mapped for execution.
 #[derive(Clone, Debug)]
@@ -48,22 +29,37 @@ pub(super) struct Mapping {
 /// Of this process and the kernel.
 pub(super) struct Symbols {
     mappings: Vec<Mapping>,
-    loaders: HashMap<PathBuf, Option<Loader>>,
-    kernel: Option<KernelSymbols>,
-    known: HashMap<Place, Vec<Frame>>,
+    names: HashMap<Place, String>,
 }
 
 impl Symbols {
-    /// Reads what is mapped now; names are looked up when they are asked for.
-    pub(super) fn of_this_process() -> io::Result<Self> {
+    /// Names for all of these.
+    ///
+    /// # Errors
+    ///
+    /// What is mapped cannot be told.
+    pub(super) fn of(places: &HashSet<Place>) -> io::Result<Self> {
         let maps = fs::read_to_string("/proc/self/maps")?;
         let own = fs::read_link("/proc/self/exe")?;
-        Ok(Self {
-            mappings: mappings(&maps, &own),
-            loaders: HashMap::new(),
-            kernel: None,
-            known: HashMap::new(),
-        })
+        let mappings = mappings(&maps, &own);
+        let mut names = HashMap::new();
+        let in_kernel: Vec<u64> = places.iter().filter(|p| p.in_kernel).map(|p| p.inside()).collect();
+        let found = kernel::names(&in_kernel);
+        let mut files: HashMap<&Path, Vec<(Place, u64)>> = HashMap::new();
+        for place in places {
+            if place.in_kernel {
+                let name = found.get(&place.inside()).map_or("[kernel]", String::as_str);
+                names.insert(*place, name.to_owned());
+            } else if let Some(mapping) = at(&mappings, *place) {
+                let in_file = place.inside().wrapping_sub(mapping.base);
+                files.entry(&mapping.path).or_default().push((*place, in_file));
+            }
+        }
+        for (path, wanted) in files {
+            // What has no table goes by the name of the file.
+            names.extend(functions(path, &wanted).unwrap_or_default());
+        }
+        Ok(Self { mappings, names })
     }
 
     /// What is mapped for execution, in order.
@@ -71,57 +67,45 @@ impl Symbols {
         &self.mappings
     }
 
-    /// The functions at a place, innermost first; at least one.
-    pub(super) fn frames(&mut self, place: Place) -> &[Frame] {
-        if !self.known.contains_key(&place) {
-            let frames = self.look_up(place);
-            self.known.insert(place, frames);
-        }
-        self.known.get(&place).map_or(&[], Vec::as_slice)
-    }
-
-    fn look_up(&mut self, place: Place) -> Vec<Frame> {
-        if place.in_kernel {
-            let kernel = self.kernel.get_or_insert_with(KernelSymbols::read);
-            let name = kernel.name(place.inside()).unwrap_or("[kernel]").to_owned();
-            return vec![Frame::unknown(name)];
-        }
-        let inside = place.inside();
-        let Some(mapping) = self.mappings.iter().find(|m| (m.start..m.end).contains(&inside)) else {
-            return vec![Frame::unknown("[unknown]".to_owned())];
-        };
-        let loader = self
-            .loaders
-            .entry(mapping.path.clone())
-            // A file without debugging information has no names; that is shown by the file's own.
-            .or_insert_with(|| Loader::new(&mapping.path).ok());
-        let found = loader.as_ref().map(|loader| functions(loader, inside.wrapping_sub(mapping.base)));
-        found.filter(|frames| !frames.is_empty()).unwrap_or_else(|| {
-            let file = mapping.name.rsplit('/').next().unwrap_or_default();
-            vec![Frame::unknown(format!("[{}]", file.trim_matches(['[', ']'])))]
+    /// The function at a place; the file in brackets where that is not known.
+    pub(super) fn name(&self, place: Place) -> String {
+        self.names.get(&place).cloned().unwrap_or_else(|| {
+            let file = at(&self.mappings, place).map_or("unknown", |mapping| &mapping.name);
+            format!("[{}]", file.rsplit('/').next().unwrap_or_default().trim_matches(['[', ']']))
         })
     }
 }
 
-fn functions(loader: &Loader, address: u64) -> Vec<Frame> {
-    let mut frames = Vec::new();
-    if let Ok(mut found) = loader.find_frames(address) {
-        while let Ok(Some(frame)) = found.next() {
-            let Some(name) = frame.function.as_ref().and_then(|f| f.demangle().ok().map(|n| n.into_owned()))
-            else {
-                continue;
-            };
-            let (file, line) =
-                frame.location.map_or(("", 0), |l| (l.file.unwrap_or(""), l.line.unwrap_or(0)));
-            frames.push(Frame { function: name, file: file.to_owned(), line });
+fn at(mappings: &[Mapping], place: Place) -> Option<&Mapping> {
+    mappings.iter().find(|m| (m.start..m.end).contains(&place.inside()))
+}
+
+/// By the table for debuggers, else by the one for the dynamic linker.
+fn functions(path: &Path, wanted: &[(Place, u64)]) -> Option<Vec<(Place, String)>> {
+    let cache = ReadCache::new(File::open(path).ok()?);
+    let file = object::File::parse(&cache).ok()?;
+    let of_debuggers = file.symbol_table().is_some();
+    let begins = |symbol: &object::Symbol<'_, '_, _>| {
+        let is_function = symbol.kind() == SymbolKind::Text && symbol.is_definition();
+        is_function.then(|| (symbol.address(), symbol.size(), symbol.index()))
+    };
+    let mut table: Vec<_> = match of_debuggers {
+        true => file.symbols().filter_map(|symbol| begins(&symbol)).collect(),
+        false => file.dynamic_symbols().filter_map(|symbol| begins(&symbol)).collect(),
+    };
+    table.sort_unstable_by_key(|(address, ..)| *address);
+    let name = |address: u64| {
+        let after = table.partition_point(|(begin, ..)| *begin <= address);
+        let (begin, size, index) = *table.get(after.checked_sub(1)?)?;
+        // Assembly may say no size.
+        if size != 0 && address - begin >= size {
+            return None;
         }
-    }
-    if frames.is_empty()
-        && let Some(name) = loader.find_symbol(address)
-    {
-        frames.push(Frame::unknown(addr2line::demangle_auto(name.into(), None).into_owned()));
-    }
-    frames
+        let symbols = if of_debuggers { file.symbol_table()? } else { file.dynamic_symbol_table()? };
+        let symbol = object::ObjectSymbolTable::symbol_by_index(&symbols, index).ok()?;
+        Some(format!("{:#}", rustc_demangle::demangle(symbol.name().ok()?)))
+    };
+    Some(wanted.iter().filter_map(|(place, address)| Some((*place, name(*address)?))).collect())
 }
 
 /// From `/proc/self/maps` (proc_pid_maps(5)). `own` is the agent's file: it is read through `/proc/self/exe`, where it still is after
