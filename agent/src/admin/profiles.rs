@@ -39,10 +39,9 @@ pub(super) async fn cpu(query: Option<&str>) -> Answer {
 pub(super) fn heap() -> Answer {
     text(
         StatusCode::NOT_IMPLEMENTED,
-        "this agent has no heap profiler. Start it with an allocator that has one:\n  \
-         LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=prof:true,lg_prof_interval:30,prof_prefix:/run/culvert/heap culvert agent ...\n\
-         and read the files with `jeprof --text /usr/local/bin/culvert /run/culvert/heap.*` (Debian: libjemalloc2, \
-         libjemalloc-dev)\n",
+        "this agent has no heap profiler. Start it with an allocator that has one (Debian: libjemalloc2, libjemalloc-dev):\n  \
+         LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=prof:true,lg_prof_interval:26,prof_final:true,prof_prefix:/run/culvert/heap \
+         culvert agent ...\nand read what it writes:\n  jeprof --text /usr/local/bin/culvert /run/culvert/heap.*.heap\n",
     )
 }
 
