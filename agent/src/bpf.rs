@@ -7,10 +7,10 @@
 /// Pins of all instances.
 pub(crate) const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
-mod attached;
 mod batch;
 mod capacity;
 mod clsact;
+mod detached;
 mod events;
 mod features;
 mod guard;

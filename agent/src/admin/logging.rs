@@ -71,7 +71,7 @@ mod tests {
         says("level=access:warning,info", "access=warn,info");
         says("level=culvert::hbone:trace,critical", "culvert::hbone=trace,error");
         says("level=culvert::hbone=debug", "info,culvert::hbone=debug");
-        says("level=info&reset", "info");
+        says("level=debug&reset", "info");
         says("level=off", "off");
         says("reset", "info");
         for wrong in ["level=loud", "level=a:", "level=culvert::hbone", "levle=debug"] {
