@@ -1,6 +1,6 @@
-//! Tells the agent where the BPF object is: `CULVERT_BPF_OBJECT`, for `include_bytes_aligned!`.
+//! Tells the agent where the BPF objects are: `CULVERT_BPF_OBJECT` and `CULVERT_BPF_LOG_OBJECT`, for `include_bytes_aligned!`.
 //!
-//! The object comes from `cargo xtask build-ebpf`. Without it the agent embeds an empty file, so that `cargo check`
+//! They come from `cargo xtask build-ebpf`. Without them the agent embeds empty files, so that `cargo check`
 //! and editors work on a machine that has no BPF toolchain.
 
 use std::env;
@@ -8,20 +8,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    let folder = from_env("CARGO_MANIFEST_DIR").join("../target/bpf");
-    let object = folder.join("culvert.o");
     println!("cargo::rerun-if-changed=build.rs");
-    let embedded = if object.exists() {
+    for (object, variable) in [("culvert.o", "CULVERT_BPF_OBJECT"), ("log.o", "CULVERT_BPF_LOG_OBJECT")] {
+        println!("cargo::rustc-env={variable}={}", embedded(object).display());
+    }
+}
+
+fn embedded(name: &str) -> PathBuf {
+    let folder = from_env("CARGO_MANIFEST_DIR").join("../target/bpf");
+    let object = folder.join(name);
+    if object.exists() {
         println!("cargo::rerun-if-changed={}", object.display());
-        object
-    } else {
-        // Watching a file that is not there would rebuild the agent every time; its folder changes when it comes.
-        if fs::create_dir_all(&folder).is_ok() {
-            println!("cargo::rerun-if-changed={}", folder.display());
-        }
-        empty(&from_env("OUT_DIR"))
-    };
-    println!("cargo::rustc-env=CULVERT_BPF_OBJECT={}", embedded.display());
+        return object;
+    }
+    // Watching a file that is not there would rebuild the agent every time; its folder changes when it comes.
+    if fs::create_dir_all(&folder).is_ok() {
+        println!("cargo::rerun-if-changed={}", folder.display());
+    }
+    empty(&from_env("OUT_DIR"))
 }
 
 fn empty(folder: &Path) -> PathBuf {

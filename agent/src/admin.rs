@@ -29,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::exposition::Format;
-use crate::telemetry::flows::{FlowLog, Names};
+use crate::telemetry::flows::{FlowLog, FlowRecord, Names};
 use crate::telemetry::log::LogControl;
 
 /// ztunnel's admin port, for istioctl.
@@ -51,6 +51,8 @@ pub trait View: Send + Sync + 'static {
     fn metrics(&self, format: Format) -> String;
     /// The flow records.
     fn flow_log(&self) -> Arc<FlowLog>;
+    /// What is open now, as records of its opening with the bytes so far; the error says what cannot be read.
+    fn open(&self, tunnels_only: bool) -> Result<Vec<FlowRecord>, String>;
     /// What numbers and addresses in flow records are called now.
     fn names(&self) -> Arc<dyn Names + Send + Sync>;
     /// How many events of the kernel found no room, and so never became flow records.

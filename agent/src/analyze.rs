@@ -17,6 +17,7 @@ mod code;
 mod foreign;
 mod index;
 mod input;
+mod l7;
 mod message;
 
 pub use code::{Code, Level};

@@ -6,6 +6,7 @@ mod connections;
 mod ends;
 mod events;
 mod explain;
+mod hooks_log;
 mod limits;
 mod mesh;
 mod neighbours;
@@ -104,10 +105,13 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let observer = Arc::new(observer);
     let mesh = MeshView::new(kernel.clone(), snapshots.clone(), observer.clone());
     let drain = Duration::from_secs(args.drain);
-    let proxy_config = ProxyConfig { drain, ..ProxyConfig::default() };
-    let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config);
+    let threads = args.tunnel_threads.unwrap_or_else(tunnel_threads);
+    let proxy_config = ProxyConfig { drain, threads, ..ProxyConfig::default() };
+    let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config)
+        .context("starting the threads that carry tunnels")?;
     let (status, state) = watch::channel(State::default());
     let quit = CancellationToken::new();
+    tokio::spawn(hooks_log::follow(kernel.clone(), snapshots.clone(), log.kernel()));
     let view = Published {
         snapshots,
         state,
@@ -155,6 +159,11 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let _ = std::fs::remove_file(state_dir.join("admin.sock"));
     tracing::info!("agent stopped; enforcement stays in the kernel");
     Ok(())
+}
+
+/// A quarter of the processors, and two at least: ztunnel's choice.
+fn tunnel_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |count| count.get().div_ceil(4)).max(2)
 }
 
 fn open_ca(args: &AgentArgs) -> Result<Ca> {

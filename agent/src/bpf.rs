@@ -7,6 +7,7 @@
 /// Pins of all instances.
 pub(crate) const PIN_ROOT: &str = "/sys/fs/bpf/culvert";
 
+mod attached;
 mod batch;
 mod capacity;
 mod clsact;
@@ -28,10 +29,13 @@ mod scratch;
 mod sync;
 mod trial;
 mod usage;
+mod witness;
 
+pub(crate) use attached::{Instance, instances};
 pub use capacity::{Capacities, MapEntries};
 pub use events::EventStream;
 pub(crate) use guard::{count_filters, remove_filters};
+pub(crate) use link::has_tcx;
 pub use load::{Kernel, KernelConfig, KernelError};
 pub use maps::Maps;
 pub use neighbours::Neighbour;
@@ -40,3 +44,4 @@ pub use probe::lacking;
 pub use scratch::Scratch;
 pub use sync::{Short, SyncStats, Synced};
 pub use usage::Usage;
+pub use witness::Witness;

@@ -3,20 +3,26 @@
 mod analyze;
 mod args;
 mod ca;
+mod check;
 mod client;
 mod dump;
 mod flows;
+mod graph;
 mod lists;
 mod log;
 mod manual;
 mod profile;
 mod quit;
 mod show;
+mod source;
 mod style;
 mod table;
+mod top;
 mod uninstall;
+mod waypoint;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -91,6 +97,16 @@ enum Command {
         after_help = "Examples:\n  culvert flows --verdict refused --since 5m\n  culvert flows --follow --last 0 --to shop/web\n  culvert flows --from 10.244.1.0/24 --verdict refused,ended\n  culvert flows --policy shop/no-test -o json\n\nThe agent keeps the last 65536 records. When some are missing because they came faster than they were read, --follow says how many."
     )]
     Flows(FlowArgs),
+    /// Draw who talked to whom: workloads, paths, refusals, from flow records
+    #[command(
+        after_help = "Examples:\n  culvert graph -O flows.svg\n  culvert graph --since 10m --verdict refused -o mermaid\n  culvert graph --by namespace -o dot | dot -Tpng > flows.png\n  culvert flows -o json > n1.json\n  culvert graph --file n1.json --file n2.json --from shop/ -O shop.svg\n\nA connection that both of its ends tell of is counted once. Bytes of tunnels and of direct connections are those of connections that have ended."
+    )]
+    Graph(Box<graph::GraphArgs>),
+    /// Watch who talks to whom: pairs by their rate of connections, bytes or refusals
+    #[command(
+        after_help = "Examples:\n  culvert top\n  culvert top --from shop/ --sort bytes --interval 5\n  culvert top --verdict refused --by namespace\n  culvert top --once --rows 10\n\nKeys: q quits, s sorts by the next column, p pauses, / filters by name. Rates are those of the last 10 seconds. Bytes of tunnels are counted as they go, those of direct and plaintext connections at their end: the kernel keeps them until then."
+    )]
+    Top(Box<top::TopArgs>),
     /// Say whether a connection is allowed, which policy and rule decide, and what the kernel's table says
     #[command(
         after_help = "Examples:\n  culvert explain test/curl hello/helloworld:5000\n  culvert explain 10.244.2.7 hello/db-0:9000\n  culvert explain spiffe://cluster.local/ns/web/sa/nginx 10.244.1.3:5000"
@@ -101,11 +117,21 @@ enum Command {
         after_help = "Examples:\n  culvert log\n  culvert log debug\n  culvert log culvert::hbone=trace,info\n  culvert log access=off\n  culvert log --reset\n\nA restarted agent logs what its --log (RUST_LOG) says."
     )]
     Log(LogArgs),
+    /// Say whether everything on this node is as it should be, and what to do where it is not
+    #[command(
+        after_help = "Examples:\n  culvert check\n  culvert check --machine\n  culvert check --quiet --failure-threshold warning\n  culvert check --file dump.json\n\nIt looks at the machine (privileges, kernel, mounts), at what is attached, and at what the agent says of itself: pods, certificates, input, maps, events, other programs on the same hooks. Exit status: 1 when a finding reaches the threshold, else 0."
+    )]
+    Check(check::CheckArgs),
     /// Say what is wrong or unexpected in manifests, before they reach an agent; needs neither agent nor root
     #[command(
         after_help = "Examples:\n  culvert analyze deploy/\n  culvert analyze -R . -n shop --failure-threshold warning\n  kubectl get ns,pods,svc,sa,authorizationpolicies,peerauthentications,serviceentries,workloadentries -A -o yaml | culvert analyze -\n\nExit status: 1 when a message reaches the threshold, else 0."
     )]
     Analyze(Box<analyze::AnalyzeArgs>),
+    /// Make, list, judge and delete waypoints in a folder of manifests, with istioctl's verbs; needs neither agent nor root
+    #[command(
+        after_help = "Examples:\n  culvert waypoint generate --for service -n shop\n  culvert waypoint apply -n shop --enroll-namespace --manifests DIR\n  culvert waypoint status -A --manifests DIR\n  culvert waypoint delete waypoint -n shop --manifests DIR"
+    )]
+    Waypoint(waypoint::WaypointArgs),
     /// Print everything the agent knows as one JSON document
     #[command(after_help = "Example:\n  culvert dump > dump.json")]
     Dump(SocketArgs),
@@ -229,6 +255,9 @@ pub struct AgentArgs {
     /// Revocation lists (PEM): peers whose certificates they name are refused, and their open tunnels ended. The file is watched
     #[arg(long, value_name = "FILE")]
     pub crl: Option<PathBuf>,
+    /// Threads that carry tunnels, each with HBONE connections of its own [default: a quarter of the processors, at least 2]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub tunnel_threads: Option<usize>,
     /// How long open tunnels may go on after SIGTERM, in seconds; a second signal ends them at once. A pod's
     /// terminationGracePeriodSeconds must be longer
     #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
@@ -290,13 +319,20 @@ fn series(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "write a number from 1 to 100000".to_owned())
 }
 
+/// Each thread has a listener in each pod.
+fn threads(text: &str) -> Result<usize, String> {
+    let number = text.parse::<usize>().ok().filter(|n| (1..=256).contains(n));
+    number.ok_or_else(|| "write a number from 1 to 256".to_owned())
+}
+
 /// Runs the command.
 ///
 /// # Errors
 ///
 /// Whatever the user should read.
-pub fn run(cli: Cli) -> Result<()> {
+pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Check(args) => return wait(check::run(&args)),
         Command::Agent(args) => crate::app::run(*args),
         Command::Workloads(args) => wait(lists::workloads(&args)),
         Command::Services(args) => wait(lists::services(&args)),
@@ -306,9 +342,12 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Connections(args) => wait(lists::connections(&args)),
         Command::All(args) => wait(lists::all(&args)),
         Command::Flows(args) => wait(flows::run(&args)),
+        Command::Graph(args) => wait(graph::run(&args)),
+        Command::Top(args) => wait(top::run(&args)),
         Command::Explain(args) => wait(show::explain(&args)),
         Command::Log(args) => wait(log::run(&args)),
         Command::Analyze(args) => analyze::run(&args),
+        Command::Waypoint(args) => waypoint::run(&args),
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
@@ -319,10 +358,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
         Command::Uninstall(args) => uninstall::run(&args),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn wait(future: impl Future<Output = Result<()>>) -> Result<()> {
+fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 

@@ -10,6 +10,7 @@ mod flood;
 mod headers;
 mod ping;
 mod pool;
+mod read_ahead;
 mod server;
 
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub use flood::FloodLimit;
 pub use headers::{authority, client_port, forwarded, parse_authority};
 pub(crate) use pool::REVOKED;
 pub use pool::{Destination, Pool, Tunnel};
+pub use read_ahead::ReadAhead;
 pub use server::{Accepted, HandshakeError, accept};
 
 /// Response header in which Culvert explains a refusal to the peer's log.

@@ -14,7 +14,9 @@
 //! * [`hbone`]: HTTP/2 CONNECT over mutual TLS, both ends.
 //! * [`identity`]: SPIFFE ids, the CA, certificates and how a peer's identity is checked.
 //! * [`telemetry`]: flow records and metrics. [`admin`]: the socket that shows them. [`cli`]: who asks.
+//! * [`graph`]: pictures of flow records.
 //! * [`analyze`]: what is notable about manifests, without an agent.
+//! * [`waypoint`]: the waypoints of a folder of manifests, made and judged for `culvert waypoint`.
 //! * [`claim`]: one agent for an instance and a part of the cgroup tree.
 //! * [`sys`]: the few system calls that need `unsafe` or a network namespace.
 //! * [`app`]: the only place that knows everyone.
@@ -27,6 +29,7 @@ pub mod bpf;
 pub mod claim;
 pub mod cli;
 pub mod control;
+pub mod graph;
 pub mod hbone;
 pub mod identity;
 pub mod model;
@@ -36,3 +39,4 @@ pub mod profile;
 pub mod proxy;
 pub mod sys;
 pub mod telemetry;
+pub mod waypoint;

@@ -7,7 +7,7 @@ use culvert::cli::{Cli, run};
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("culvert: {error:#}");
             ExitCode::FAILURE

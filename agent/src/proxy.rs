@@ -15,6 +15,7 @@ mod relay;
 mod request;
 mod shared;
 mod socket;
+mod workers;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +27,7 @@ pub use listeners::{PodListeners, open, open_at};
 pub use open::{OpenTunnel, OpenTunnels};
 pub use pod::{Baggage, PodProxy, serve_pod};
 pub use request::{Refusal, check};
-pub use shared::{Counters, ProxyConfig, Shared};
+pub use shared::{Counters, Pools, ProxyConfig, Shared};
 
 use crate::identity::{Expected, SpiffeId};
 

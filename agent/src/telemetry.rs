@@ -7,5 +7,6 @@ pub mod flows;
 pub mod labels;
 pub mod log;
 pub mod metrics;
+pub mod pairs;
 pub mod process;
 pub mod traffic;

@@ -37,6 +37,13 @@ fn a_folder_with_mistakes_gets_a_line_for_each() {
 }
 
 #[test]
+fn waypoints_and_what_needs_them_are_judged() {
+    let out = run(&["waypoints"]);
+    assert_eq!(text(&out.stdout), include_str!("analyze/waypoints.txt"));
+    assert_eq!(out.status.code(), Some(1));
+}
+
+#[test]
 fn the_threshold_and_the_namespace_decide_the_exit_status() {
     let apps = "shop/apps.yaml";
     assert_eq!(run(&[apps]).status.code(), Some(0));

@@ -28,6 +28,12 @@ impl Ip {
         Self::from_words([0, 0, 0xffff_u32.to_be(), word])
     }
 
+    /// The 16 octets, network order.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 16] {
+        self.bytes
+    }
+
     /// The inverse of [`Ip::from_words`].
     #[inline(always)]
     pub fn words(self) -> [u32; 4] {

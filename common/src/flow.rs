@@ -53,6 +53,7 @@ pub enum Hook {
     Failed = 9,
 }
 
+/// An enum of the maps whose numbers have texts.
 macro_rules! numbered {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $number:literal => $text:literal,)* }) => {
         $(#[$meta])*
@@ -77,6 +78,7 @@ macro_rules! numbered {
         }
     };
 }
+pub(crate) use numbered;
 
 numbered! {
     /// Why a verdict is what it is.

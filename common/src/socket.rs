@@ -2,28 +2,29 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::flow::numbered;
 use crate::{Endpoint, assert_size};
 
-/// What the connect hook decided for a socket, as a number in [`SocketState`].
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SocketKind {
-    /// Nothing: an unenrolled or untouched socket.
-    None = 0,
-    /// To a pod of this node: admitted by its 4-tuple.
-    Direct = 1,
-    /// Through the agent.
-    Tunnel = 2,
-    /// To outside the mesh; only reported.
-    Passthrough = 3,
-    /// A node process (kubelet probe) to a pod of this node: admitted as the node.
-    Host = 4,
-    /// An accepted socket whose client came through a tunnel.
-    Accepted = 5,
-    /// Inside one pod: its own, or the agent's delivery. Admitted as [`crate::OWN_IDENTITY`].
-    Own = 6,
-    /// An accepted socket whose client came directly or in plaintext: it has an entry in `connections`.
-    Inbound = 7,
+numbered! {
+    /// What the connect hook decided for a socket, as a number in [`SocketState`].
+    SocketKind {
+        /// An unenrolled or untouched socket.
+        None = 0 => "none",
+        /// To a pod of this node: admitted by its 4-tuple.
+        Direct = 1 => "direct",
+        /// Through the agent.
+        Tunnel = 2 => "tunnel",
+        /// To outside the mesh; only reported.
+        Passthrough = 3 => "passthrough",
+        /// A node process (kubelet probe) to a pod of this node: admitted as the node.
+        Host = 4 => "node-process",
+        /// An accepted socket whose client came through a tunnel.
+        Accepted = 5 => "tunnelled-client",
+        /// Inside one pod: its own, or the agent's delivery. Admitted as [`crate::OWN_IDENTITY`].
+        Own = 6 => "own-pod",
+        /// An accepted socket whose client came directly or in plaintext: it has an entry in `connections`.
+        Inbound = 7 => "inbound",
+    }
 }
 
 /// Per-socket state (SK_STORAGE): written by the connect hook, read by sockops and getpeername.

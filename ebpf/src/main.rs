@@ -8,6 +8,8 @@
 //! * [`create`]: cgroup/sock_create: no socket that the other hooks cannot see connect.
 //! * [`guard`]: tc at the node's end of a pod's interface: packets bear the pod's own addresses.
 //! * [`peername`]: cgroup/getpeername4, getpeername6: an app sees the addresses it asked for.
+//!
+//! What they do is logged by programs of their own: `log/main.rs`.
 #![no_std]
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! `cargo xtask build-ebpf`: the kernel side, compiled to target/bpf/culvert.o, and beside it others.o: the programs that
-//! tests attach in the place of somebody else's.
+//! `cargo xtask build-ebpf`: the kernel side, compiled to target/bpf/culvert.o, and beside it log.o: the programs that tell what
+//! those do, and others.o: the programs that tests attach in the place of somebody else's.
 
 use std::fmt;
 use std::fs;
@@ -39,7 +39,9 @@ pub(crate) fn build(forced: Option<Kind>) -> Result<Object> {
     };
     exec::run("build-ebpf", &mut cargo(toolchain, "build")?, Show::Nothing)?.ok(what)?;
     let folder = machine::root().join("target/bpf");
-    replace_if_different(&folder.join("others.o"), &built("others")?)?;
+    for name in ["log", "others"] {
+        replace_if_different(&folder.join(name).with_extension("o"), &built(name)?)?;
+    }
     let path = folder.join("culvert.o");
     let mut bytes = built("culvert")?;
     btf::name_text_type(&mut bytes)?;

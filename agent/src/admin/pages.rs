@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 
 use super::query::Query;
-use super::reply::{Answer, document, json, not_allowed, records, text};
+use super::reply::{Answer, RECORDS, document, json, not_allowed, records, reply, text};
 use super::stream::{self, Wanted};
 use super::{Audience, View, guard, logging, negotiate, profiles};
 use crate::telemetry::log::LogControl;
@@ -52,7 +52,7 @@ const PAGES: &[Page] = &[
         "/flows",
         GET,
         OPERATOR,
-        "flow records, a JSON object a line; ?since= follow last= from= to= verdict= policy= after=",
+        "flow records, a JSON object a line; ?since= follow last= from= to= verdict= policy= after= open=",
     ),
     new("/explain", GET, OPERATOR, "why a connection is or is not allowed, JSON; ?from=WHO&to=WHERE"),
     new("/dump", GET, OPERATOR, "all that the agent knows, JSON"),
@@ -104,6 +104,10 @@ async fn page(view: Arc<dyn View>, request: &Parts, audience: Audience) -> Answe
         },
         "/log" => json(log(view.log(), &request.method, query)),
         "/flows" => match Wanted::read(query) {
+            Ok(wanted) if wanted.is_open() => match stream::open(&*view, &wanted) {
+                Ok(lines) => reply(StatusCode::OK, RECORDS, lines),
+                Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+            },
             Ok(wanted) => records(stream::records(view, wanted)),
             Err(why) => json(Err(why)),
         },

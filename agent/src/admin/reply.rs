@@ -12,6 +12,8 @@ use super::stream::Records;
 
 pub(super) type Answer = Response<Either<Full<Bytes>, Records>>;
 
+/// The type of `/flows`: a JSON object a line.
+pub(super) const RECORDS: &str = "application/x-ndjson";
 /// A body below that is sent as it is: it fits a packet or two.
 const WORTH_PACKING: usize = 4096;
 
@@ -24,7 +26,7 @@ pub(super) fn reply(status: StatusCode, kind: &'static str, body: impl Into<Byte
 }
 
 pub(super) fn records(records: Records) -> Answer {
-    of(StatusCode::OK, "application/x-ndjson", Either::Right(records))
+    of(StatusCode::OK, RECORDS, Either::Right(records))
 }
 
 fn of(status: StatusCode, kind: &'static str, body: Either<Full<Bytes>, Records>) -> Answer {

@@ -22,8 +22,15 @@ const PAGE: usize = 512;
 const AHEAD: usize = 2;
 
 /// The parameters of `/flows`.
-pub(super) const PARAMETERS: [&str; 8] =
-    ["since", "follow", "last", "from", "to", "verdict", "policy", "after"];
+pub(super) const PARAMETERS: [&str; 9] =
+    ["since", "follow", "last", "from", "to", "verdict", "policy", "after", "open"];
+
+/// Of what is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Open {
+    All,
+    Tunnels,
+}
 
 /// What a reader asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -34,6 +41,8 @@ pub(super) struct Wanted {
     follow: bool,
     /// Of what is kept, only so many.
     last: Option<usize>,
+    /// Not the log: what is open now.
+    open: Option<Open>,
     filter: FlowFilter,
 }
 
@@ -56,13 +65,34 @@ impl Wanted {
         if let Some(words) = query.get("verdict") {
             filter = filter.with_verdicts(words)?;
         }
+        let open = match (query.get("open"), query.get("follow")) {
+            (None, _) => None,
+            (Some("all"), None) => Some(Open::All),
+            (Some("tunnel"), None) => Some(Open::Tunnels),
+            (Some(_), Some(_)) => {
+                return Err("what is open cannot be followed: leave open or follow out".to_owned());
+            }
+            (Some(what), None) => return Err(format!("open={what:?}: write all or tunnel")),
+        };
         Ok(Self {
             since: query.number("since")?.filter(|since| *since > 0),
             follow: query.get("follow").is_some(),
             last: query.number("last")?.map(|last| usize::try_from(last).unwrap_or(usize::MAX)),
+            open,
             filter,
         })
     }
+
+    /// Whether what is open is asked for, and not the log.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+}
+
+/// What is open now, a record a line.
+pub(super) fn open(view: &dyn View, wanted: &Wanted) -> Result<String, String> {
+    let records = view.open(wanted.open == Some(Open::Tunnels))?;
+    Ok(records.iter().filter(|record| wanted.filter.wants(record)).filter_map(line).collect())
 }
 
 /// JSON objects, one a line: records, and `{"lost": N, "reason": …}` where some are missing.

@@ -20,6 +20,9 @@ impl Names for Nameless {
     fn workload(&self, _: IpAddr) -> Option<String> {
         None
     }
+    fn owner(&self, _: IpAddr) -> Option<String> {
+        None
+    }
     fn service(&self, _: IpAddr) -> Option<String> {
         None
     }
@@ -50,6 +53,9 @@ impl View for Agent {
     }
     fn flow_log(&self) -> Arc<FlowLog> {
         self.flows.clone()
+    }
+    fn open(&self, _: bool) -> Result<Vec<FlowRecord>, String> {
+        Ok(self.flows.since(0, &Nameless))
     }
     fn names(&self) -> Arc<dyn Names + Send + Sync> {
         Arc::new(Nameless)
@@ -364,5 +370,26 @@ async fn a_profile_ends_with_its_reader_and_a_second_one_is_turned_away() {
     drop(first);
     while second().await.0 != 200 {
         assert!(tokio::time::Instant::now() < deadline, "the first profile goes on");
+    }
+}
+
+#[tokio::test]
+async fn what_is_open_is_told_as_records_and_filtered() {
+    let (flows, path, _dir) = served().await;
+    flows.tunnel(flow(1));
+    flows.tunnel(flow(2));
+    for (page, count) in [("open=all", 2), ("open=tunnel&from=10.0.0.1", 2), ("open=all&from=10.0.0.3", 0)] {
+        let (status, body) = get(&path, &format!("/flows?{page}")).await;
+        assert_eq!((status, body.lines().count()), (200, count), "{page}: {body}");
+        for line in body.lines() {
+            let record: FlowRecord = serde_json::from_str(line).unwrap();
+            assert_eq!(record.stage, "opened");
+        }
+    }
+    for (page, says) in
+        [("open=some", "write all or tunnel"), ("open=all&follow", "leave open or follow out")]
+    {
+        let (status, body) = get(&path, &format!("/flows?{page}")).await;
+        assert!(status == 400 && body.contains(says), "{page}: {status} {body}");
     }
 }

@@ -2,15 +2,20 @@
 
 use super::{Index, Message};
 
+mod canaries;
 mod choice;
+mod conditions;
 mod enforced;
 mod enrolment;
 mod entries;
+mod hosts;
 mod mtls;
 mod overlap;
 mod peers;
 mod ports;
 mod reach;
+mod rules;
+mod strict;
 mod targets;
 mod waypoints;
 
@@ -18,15 +23,20 @@ mod waypoints;
 pub(super) type Check = fn(&Index<'_>, &mut Vec<Message>);
 
 pub(super) const ALL: &[Check] = &[
+    canaries::check,
     choice::check,
+    conditions::check,
     enforced::check,
     enrolment::check,
     entries::check,
+    hosts::check,
     mtls::check,
     overlap::check,
     peers::check,
     ports::check,
     reach::check,
+    rules::check,
+    strict::check,
     targets::check,
     waypoints::check,
 ];

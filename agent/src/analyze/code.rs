@@ -56,9 +56,13 @@ macro_rules! codes {
 codes! {
     ReferencedResourceNotFound = "IST0101", Error, "Something is named that is not in the input.";
     SchemaValidationError = "IST0106", Error, "The object is not valid.";
+    ConflictingMeshGatewayVirtualServiceHosts = "IST0109", Error, "Several VirtualServices define the same host.";
     NoMatchingWorkloadsFound = "IST0127", Warning, "A selector selects no workload.";
     ServiceEntryAddressesRequired = "IST0134", Warning, "A ServiceEntry has no address that connections could be known by.";
     IneffectivePolicy = "IST0167", Warning, "The policy has no effect.";
+    NegativeConditionStatus = "IST0171", Warning, "A controller has written into the status of an object that it is not in force.";
+    DestinationRuleSubsetNotSelectPods = "IST0173", Error, "A subset of a DestinationRule selects no pod.";
+    UnknownDestinationRuleHost = "IST0174", Warning, "The host of a DestinationRule is none of the input.";
     AllowRuleNeverMatches = "CUL0101", Warning, "An ALLOW rule asks for what L4 cannot see, so it never matches.";
     DenyRuleWidened = "CUL0102", Warning, "A DENY rule asks for what L4 cannot see, so it denies more than it says.";
     PrincipalNeverMatches = "CUL0103", Warning, "A principal does not have the form of one.";
@@ -77,12 +81,20 @@ codes! {
     DisableIsPermissive = "CUL0201", Info, "DISABLE means PERMISSIVE in ambient mode.";
     PeerAuthenticationShadowed = "CUL0202", Warning, "Another PeerAuthentication of the same scope counts instead.";
     PortNotDeclared = "CUL0203", Info, "portLevelMtls names a port that no selected workload declares.";
+    StrictKeepsOut = "CUL0204", Info, "STRICT refuses workloads of the input that are not in the mesh.";
     WaypointAlias = "CUL0301", Warning, "The label istio.io/waypoint=enabled is an alias that Istio does not know.";
     IneffectiveLabel = "CUL0302", Warning, "The label does nothing on an object of this kind.";
     UnknownDataplaneMode = "CUL0303", Warning, "istio.io/dataplane-mode has a value that nobody knows.";
     HostNetworkNotEnrolled = "CUL0304", Info, "A pod in the node's network cannot be enrolled.";
     NotAWaypoint = "CUL0305", Warning, "A Gateway is used as a waypoint, and is none.";
     UnknownValue = "CUL0306", Warning, "A Service or Namespace says in words that nobody knows which endpoints to choose.";
+    CanaryInvalidWeight = "CUL0307", Warning, "The weight of a canary waypoint is no whole number from 0 to 100: there is no canary.";
+    CanaryNoEffect = "CUL0308", Warning, "A canary waypoint gets no connections.";
+    WaypointListener = "CUL0309", Error, "A waypoint's Gateway has no listener for HBONE on port 15008.";
+    UnknownTrafficType = "CUL0310", Warning, "istio.io/waypoint-for has a value that nobody knows: the waypoint takes nothing.";
+    TrafficTypeMismatch = "CUL0311", Warning, "A waypoint does not take the traffic of the object that names it.";
+    AttachmentDenied = "CUL0312", Warning, "A waypoint's Gateway does not let objects of this namespace use it.";
+    NeedsWaypoint = "CUL0313", Warning, "It has no effect: it needs a waypoint, and none is in the path.";
     DuplicateObject = "CUL0401", Warning, "The object is in the input twice.";
     ExportToIgnored = "CUL0501", Info, "exportTo does nothing in ambient mode: every pod may use a ServiceEntry.";
     AddressBlockNotLed = "CUL0502", Warning, "A ServiceEntry has a block of addresses: connections to it pass untouched.";
@@ -99,6 +111,9 @@ impl Code {
                 | Self::NoMatchingWorkloadsFound
                 | Self::ServiceAccountNotFound
                 | Self::NamespaceNotFound
+                | Self::DestinationRuleSubsetNotSelectPods
+                | Self::UnknownDestinationRuleHost
+                | Self::NeedsWaypoint
         )
     }
 }

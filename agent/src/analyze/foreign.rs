@@ -17,7 +17,7 @@ pub(super) struct Any {
 
 /// Whether an object that the agent does not read lives in a namespace, as far as the analyzer cares.
 pub(super) fn is_namespaced(document: &Document) -> bool {
-    template_field(document).is_some()
+    template_field(document).is_some() || super::l7::is_namespaced(document)
 }
 
 /// An entry of `spec.targetRefs`.

@@ -8,8 +8,10 @@ use super::input::Entry;
 use super::message::Origin;
 use super::{Code, Input, Message, Settings, foreign};
 use crate::control::{Object, objects};
+use crate::model::waypoint::{Choice, GATEWAY_NAME, chosen};
 use crate::model::workload;
 use crate::policy::{Attachment, AuthorizationPolicy, PeerAuthentication};
+use crate::waypoint::CLASS;
 
 mod callers;
 mod select;
@@ -23,6 +25,8 @@ pub(super) use workloads::{Enrolment, Workload};
 /// Namespaces that every cluster has.
 const BUILT_IN: &[&str] = &["default", "kube-node-lease", "kube-public", "kube-system"];
 
+type Labels = std::collections::BTreeMap<String, String>;
+
 /// Namespace and name.
 pub(super) type Name<'a> = (&'a str, &'a str);
 
@@ -34,8 +38,10 @@ pub(super) struct Index<'a> {
     pub(super) workloads: Vec<Workload<'a>>,
     pub(super) services: HashMap<Name<'a>, Item<'a, objects::Service>>,
     pub(super) service_entries: HashMap<Name<'a>, Entered<'a>>,
-    /// With their class.
-    pub(super) gateways: HashMap<Name<'a>, String>,
+    pub(super) gateways: HashMap<Name<'a>, Item<'a, objects::Gateway>>,
+    pub(super) gateway_classes: HashMap<&'a str, &'a objects::GatewayClass>,
+    /// Every object.
+    pub(super) objects: Vec<Origin<'a>>,
     /// Whatever may have a label that means something to the mesh.
     pub(super) labelled: Vec<Labelled<'a>>,
     /// The objects that make pods.
@@ -73,7 +79,8 @@ pub(super) struct Entered<'a> {
 /// An object that has labels, and the field that holds them.
 pub(super) struct Labelled<'a> {
     pub(super) origin: Origin<'a>,
-    pub(super) labels: &'a std::collections::BTreeMap<String, String>,
+    pub(super) labels: &'a Labels,
+    pub(super) annotations: &'a Labels,
     pub(super) field: &'static str,
     /// Where a name in a label is looked up.
     pub(super) namespace: &'a str,
@@ -86,7 +93,9 @@ impl<'a> Index<'a> {
         for (origin, entry) in unique(input, messages) {
             found.take(origin, entry);
         }
-        let Found { namespaces, services, service_entries, gateways, labelled, owners, .. } = found;
+        let Found {
+            namespaces, services, service_entries, gateways, gateway_classes, labelled, owners, ..
+        } = found;
         let mut workloads = workloads::all(&found.pods, &namespaces);
         let mut targets = target::Targets::new(&mut workloads, &services);
         let service_entries = service_entries.into_iter().map(|(name, item)| {
@@ -124,6 +133,8 @@ impl<'a> Index<'a> {
             services,
             service_entries,
             gateways,
+            gateway_classes,
+            objects: found.objects,
             labelled,
             owners,
             callers,
@@ -136,6 +147,26 @@ impl<'a> Index<'a> {
             && !self.namespaces.contains_key(name)
             && name != self.settings.root_namespace
             && !BUILT_IN.contains(&name)
+    }
+
+    /// The waypoint that an object with `labels` in `namespace` chooses, or that its namespace does for it.
+    pub(super) fn waypoint(&self, labels: &'a Labels, namespace: &'a str) -> Option<Choice<'a>> {
+        let home = self.namespaces.get(namespace);
+        chosen(labels, namespace).or_else(|| chosen(&home?.object.metadata.labels, namespace))
+    }
+
+    /// Whether something in the input but waypoints may read rules of L7: a sidecar, or a gateway at the edge.
+    pub(super) fn has_other_proxies(&self) -> bool {
+        let of_waypoint = |workload: &Workload<'_>| {
+            let name = workload.pod.metadata.labels.get(GATEWAY_NAME);
+            let gateway =
+                name.and_then(|name| self.gateways.get(&(workload.origin.namespace, name.as_str())));
+            gateway.is_some_and(|item| item.object.spec.gateway_class_name == CLASS)
+        };
+        let mut proxies = self.workloads.iter().filter(|w| w.enrolment == Enrolment::Itself);
+        let mut gateways = self.gateways.values();
+        proxies.any(|workload| !of_waypoint(workload))
+            || gateways.any(|item| item.object.spec.gateway_class_name != CLASS)
     }
 
     /// Whether the identities of `trust_domain` are the mesh's own.
@@ -193,7 +224,9 @@ struct Found<'a> {
     pods: Vec<(&'a objects::Pod, Labelled<'a>)>,
     services: HashMap<Name<'a>, Item<'a, objects::Service>>,
     service_entries: HashMap<Name<'a>, Item<'a, objects::ServiceEntry>>,
-    gateways: HashMap<Name<'a>, String>,
+    gateways: HashMap<Name<'a>, Item<'a, objects::Gateway>>,
+    gateway_classes: HashMap<&'a str, &'a objects::GatewayClass>,
+    objects: Vec<Origin<'a>>,
     labelled: Vec<Labelled<'a>>,
     owners: Vec<Labelled<'a>>,
     accounts: HashSet<Name<'a>>,
@@ -202,8 +235,10 @@ struct Found<'a> {
 impl<'a> Found<'a> {
     fn take(&mut self, origin: Origin<'a>, entry: &'a Entry) {
         let name = (origin.namespace, origin.name);
-        let labels = &entry.metadata.labels;
-        let labelled = Labelled { origin, labels, field: "metadata.labels", namespace: origin.namespace };
+        let objects::Metadata { labels, annotations, .. } = &entry.metadata;
+        let field = "metadata.labels";
+        let labelled = Labelled { origin, labels, annotations, field, namespace: origin.namespace };
+        self.objects.push(origin);
         if let Some(pod) = entry.pod() {
             return self.take_pod(pod, entry, labelled);
         }
@@ -222,19 +257,16 @@ impl<'a> Found<'a> {
                 self.accounts.insert(name);
             }
             Some(Object::Gateway(object)) => {
-                self.gateways.insert(name, object.spec.gateway_class_name.clone());
+                self.gateways.insert(name, Item { object, origin });
+            }
+            Some(Object::GatewayClass(object)) => {
+                self.gateway_classes.insert(origin.name, object);
             }
             Some(Object::ServiceEntry(object)) => {
                 self.service_entries.insert(name, Item { object, origin });
                 self.labelled.push(labelled);
             }
-            Some(
-                Object::EndpointSlice(_)
-                | Object::GatewayClass(_)
-                | Object::Node(_)
-                | Object::Pod(_)
-                | Object::WorkloadEntry(_),
-            )
+            Some(Object::EndpointSlice(_) | Object::Node(_) | Object::Pod(_) | Object::WorkloadEntry(_))
             | None => {}
         }
     }
@@ -249,7 +281,12 @@ impl<'a> Found<'a> {
             Some("spec.template") => "spec.template.metadata.labels",
             Some(_) => "spec.jobTemplate.spec.template.metadata.labels",
         };
-        let labels = || Labelled { labels: &pod.metadata.labels, field, ..own };
+        let labels = || Labelled {
+            labels: &pod.metadata.labels,
+            annotations: &pod.metadata.annotations,
+            field,
+            ..own
+        };
         self.accounts.insert((own.namespace, workload::service_account(pod)));
         self.pods.push((pod, labels()));
         self.labelled.push(labels());

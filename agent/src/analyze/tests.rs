@@ -20,7 +20,7 @@ pub(super) fn codes_with(text: &str, settings: &Settings) -> Vec<&'static str> {
     run(text, settings).iter().map(|message| message.code.as_str()).collect()
 }
 
-fn object(api: &str, kind: &str, namespace: &str, name: &str, spec: &str) -> String {
+pub(super) fn object(api: &str, kind: &str, namespace: &str, name: &str, spec: &str) -> String {
     format!(
         "apiVersion: {api}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
     )
@@ -51,7 +51,14 @@ pub(super) fn service(namespace: &str, name: &str, labels: &str, ports: &str) ->
 
 pub(super) fn gateway(namespace: &str, name: &str) -> String {
     let api = "gateway.networking.k8s.io/v1";
-    object(api, "Gateway", namespace, name, "{gatewayClassName: istio-waypoint}")
+    let listener = "{name: mesh, port: 15008, protocol: HBONE}";
+    object(
+        api,
+        "Gateway",
+        namespace,
+        name,
+        &format!("{{gatewayClassName: istio-waypoint, listeners: [{listener}]}}"),
+    )
 }
 
 pub(super) fn authn(namespace: &str, name: &str, spec: &str) -> String {

@@ -5,15 +5,16 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use culvert_common::{Connection, HOST_IDENTITY, Tuple, UNKNOWN_IDENTITY};
+use culvert_common::{Connection, Decision, HOST_IDENTITY, Reason, Tuple, UNKNOWN_IDENTITY};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::bpf::Kernel;
 use crate::identity::SpiffeId;
 use crate::model::{Snapshot, Workload};
-use crate::proxy::{OpenTunnel, Shared, Side};
+use crate::proxy::{OpenTunnel, Shared, Side, Stage, TunnelFlow};
 use crate::sys;
+use crate::telemetry::flows::{FlowRecord, from_tunnel};
 
 /// `culvert connections`: one end on this node. A connection between two pods of it has two rows.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,7 +141,76 @@ fn row(
         destination_identity: String::new(),
         bytes_sent: None,
         bytes_received: None,
-        opened: Timestamp::try_from(opened).map_or_else(|_| String::new(), |time| time.to_string()),
+        opened: moment(opened),
         age_seconds: opened.elapsed().unwrap_or_default().as_secs(),
     }
+}
+
+/// What is open now as flow records of their opening (`seq` 0), with the bytes so far: tunnels, and unless `tunnels_only` what the
+/// kernel keeps. Of a connection between two pods of this node that stays in the kernel only the server's end.
+///
+/// # Errors
+///
+/// The kernel's map cannot be read.
+pub(super) fn records(
+    snapshot: &Snapshot,
+    kernel: &Kernel,
+    proxy: &Shared,
+    tunnels_only: bool,
+) -> io::Result<Vec<FlowRecord>> {
+    let mut records: Vec<_> =
+        proxy.open.list().iter().map(|tunnel| record_of_tunnel(snapshot, tunnel)).collect();
+    if !tunnels_only {
+        let boot = sys::boot_time();
+        let opened = |ns| boot.checked_add(Duration::from_nanos(ns)).unwrap_or(boot);
+        for (tuple, connection) in kernel.maps.connections()? {
+            records.push(record_of_kernel(snapshot, tuple, connection, opened(connection.opened_ns)));
+        }
+    }
+    for record in &mut records {
+        record.node.clone_from(&snapshot.mesh.settings.node);
+    }
+    Ok(records)
+}
+
+fn record_of_tunnel(snapshot: &Snapshot, tunnel: &OpenTunnel) -> FlowRecord {
+    FlowRecord {
+        time: moment(tunnel.opened),
+        stage: "opened",
+        bytes_sent: tunnel.bytes_sent.load(Ordering::Relaxed),
+        bytes_received: tunnel.bytes_received.load(Ordering::Relaxed),
+        ..from_tunnel(&tunnel.flow, snapshot)
+    }
+}
+
+fn record_of_kernel(
+    snapshot: &Snapshot,
+    tuple: Tuple,
+    connection: Connection,
+    opened: SystemTime,
+) -> FlowRecord {
+    let (client, server): (SocketAddr, SocketAddr) = (tuple.source().into(), tuple.destination().into());
+    let identity = snapshot.identity_text(connection.identity).map(str::to_owned);
+    let serving = snapshot.workload_by_ip(server.ip()).filter(|workload| workload.enrolled);
+    let flow = TunnelFlow {
+        side: Side::Destination,
+        stage: Stage::Opened,
+        client,
+        requested: server,
+        target: server,
+        hop: None,
+        source: None,
+        destination: serving.map(|workload| workload.identity.clone()),
+        decision: Decision::allow(Reason::Judged),
+        error: String::new(),
+    };
+    let mut record = from_tunnel(&flow, snapshot);
+    record.time = moment(opened);
+    record.path = if connection.identity == UNKNOWN_IDENTITY { "passthrough" } else { "direct" };
+    record.source.identity = identity.unwrap_or_default();
+    record
+}
+
+fn moment(time: SystemTime) -> String {
+    Timestamp::try_from(time).map_or_else(|_| String::new(), |time| time.to_string())
 }

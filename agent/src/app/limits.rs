@@ -84,7 +84,7 @@ impl Limits {
                 return;
             }
         };
-        let high: Vec<_> = usage.into_iter().filter(|usage| usage.is_high()).collect();
+        let high: Vec<_> = usage.into_iter().filter(|usage| usage.high).collect();
         for usage in high.iter().filter(|usage| !self.high.contains(usage.map)) {
             tracing::warn!(
                 map = usage.map,

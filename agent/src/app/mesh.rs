@@ -128,6 +128,10 @@ impl Names for Snapshot {
         self.workload_by_ip(ip).map(Workload::full_name)
     }
 
+    fn owner(&self, ip: IpAddr) -> Option<String> {
+        self.workload_by_ip(ip).map(|w| format!("{}/{}", w.namespace, w.owner.1))
+    }
+
     fn service(&self, vip: IpAddr) -> Option<String> {
         self.service_by_vip(vip).map(|s| format!("{}/{}", s.namespace, s.name))
     }

@@ -22,7 +22,7 @@ use crate::pods::PodState;
 use crate::policy::Finding;
 use crate::proxy::Shared;
 use crate::telemetry::exposition::Format;
-use crate::telemetry::flows::{FlowLog, Names};
+use crate::telemetry::flows::{FlowLog, FlowRecord, Names};
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::Metrics;
 
@@ -116,6 +116,12 @@ impl View for Published {
         self.flows.clone()
     }
 
+    fn open(&self, tunnels_only: bool) -> Result<Vec<FlowRecord>, String> {
+        let snapshot = self.snapshots.borrow().clone();
+        connections::records(&snapshot, &self.kernel, &self.proxy, tunnels_only)
+            .map_err(|error| format!("the kernel's open connections cannot be read: {error}"))
+    }
+
     fn names(&self) -> Arc<dyn Names + Send + Sync> {
         self.snapshots.borrow().clone()
     }
@@ -163,6 +169,9 @@ impl View for Published {
             "pods": state.pods,
             "connections": self.connections(&snapshot),
             "source": state.source,
+            "pending": self.pending(),
+            "maps": self.kernel.maps.usage().unwrap_or_default(),
+            "events_lost": self.events_lost(),
             "programs": verifier,
             "policy_rows": snapshot.compiled.rows.len(),
             "source_blocks": snapshot.compiled.sources.len(),

@@ -34,12 +34,21 @@ pub(super) enum AttachType {
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
-/// Before all that are there (`BPF_F_BEFORE` without a relative).
-const FIRST: u32 = 1 << 3;
+/// Where among the programs of a hook a new one goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Where the kernel puts it by itself: behind all that are there.
+    Last,
+    /// Before all that are there (`BPF_F_BEFORE` without a relative).
+    First,
+}
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+/// `enum bpf_link_type`.
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
 /// Programs that one hook may have (`BPF_CGROUP_MAX_PROGS`, `BPF_MPROG_MAX`).
 const MOST_PROGRAMS: usize = 64;
 
@@ -65,13 +74,13 @@ impl PinnedLink {
         target: BorrowedFd<'_>,
         kind: AttachType,
     ) -> io::Result<Self> {
-        Self::attach_to(path, program, target.as_raw_fd() as u32, kind, 0)
+        Self::attach_to(path, program, target.as_raw_fd() as u32, kind, Place::Last)
     }
 
     /// Attaches `program` to what arrives by the interface with this index (tcx, Linux 6.6), before the programs that are there:
     /// a program may have the last word on a packet, and those behind it never see it. Else as [`PinnedLink::attach`].
     pub(super) fn attach_interface(path: &Path, program: BorrowedFd<'_>, index: u32) -> io::Result<Self> {
-        Self::attach_to(path, program, index, AttachType::TcxIngress, FIRST)
+        Self::attach_to(path, program, index, AttachType::TcxIngress, Place::First)
     }
 
     fn attach_to(
@@ -79,7 +88,7 @@ impl PinnedLink {
         program: BorrowedFd<'_>,
         target: u32,
         kind: AttachType,
-        place: u32,
+        place: Place,
     ) -> io::Result<Self> {
         if let Some(fd) = get(path)? {
             match update(fd.as_fd(), program) {
@@ -112,13 +121,21 @@ pub(super) fn replace_program(path: &Path, program: BorrowedFd<'_>) -> io::Resul
     }
 }
 
-/// `target`: a descriptor, or the index of an interface.
-fn create(program: BorrowedFd<'_>, target: u32, kind: AttachType, place: u32) -> io::Result<OwnedFd> {
+/// A link that lives as long as its descriptor, or its pin. `target`: a descriptor, or the index of an interface.
+pub(super) fn create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    kind: AttachType,
+    place: Place,
+) -> io::Result<OwnedFd> {
     let mut words = [0; 32];
     words[0] = program.as_raw_fd() as u32;
     words[1] = target;
     words[2] = kind as u32;
-    words[3] = place;
+    words[3] = match place {
+        Place::Last => 0,
+        Place::First => 1 << 3,
+    };
     bpf(BPF_LINK_CREATE, words).map(own)
 }
 
@@ -144,6 +161,23 @@ fn get(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Whether the link pinned at `path` is at its cgroup, network namespace or interface, or that is gone; `None` without a pin
+/// (Linux 5.8).
+pub(super) fn is_attached(path: &Path) -> io::Result<Option<bool>> {
+    let Some(link) = get(path)? else { return Ok(None) };
+    // `struct bpf_link_info`: type, id, program, and at 16 the target's id (u64) or index (u32), which is 0 when it is gone.
+    let mut info = [0_u32; 32];
+    let address = info.as_mut_ptr() as u64;
+    let mut words = [0; 32];
+    words[0] = link.as_raw_fd() as u32;
+    words[1] = size_of_val(&info) as u32;
+    words[2] = address as u32;
+    words[3] = (address >> 32) as u32;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, words)?;
+    let of_cgroup = info[0] == BPF_LINK_TYPE_CGROUP;
+    Ok(Some(info[4] != 0 || (of_cgroup && info[5] != 0)))
+}
+
 /// The ids of the programs that run at a hook of `target`: of a cgroup with those of its ancestors when `effective`, of a network
 /// namespace, or of an interface by its index; in the order in which they run (Linux 4.15, sk_lookup 5.9, tcx 6.6).
 pub(super) fn programs_at(target: u32, kind: AttachType, effective: bool) -> io::Result<Vec<u32>> {
@@ -163,7 +197,7 @@ pub(super) fn programs_at(target: u32, kind: AttachType, effective: bool) -> io:
 }
 
 /// Whether the kernel has tcx links (Linux 6.6); index 1 is `lo`, in every network namespace.
-pub(super) fn has_tcx() -> bool {
+pub(crate) fn has_tcx() -> bool {
     !matches!(programs_at(1, AttachType::TcxIngress, false), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }
 

@@ -307,7 +307,7 @@ fn replace_pod_programs(links: &Path, programs: &Ebpf) -> Result<(), KernelError
     Ok(())
 }
 
-fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
+pub(super) fn load_program(programs: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
     let missing = || {
         KernelError::Load(aya::EbpfError::FileError {
             path: PathBuf::from(name),

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use aya::maps::{HashMap, IterableMap, MapData};
 use culvert_common::MAX_UNLISTED;
+use serde::Serialize;
 
 use super::batch;
 use super::load::lock;
@@ -12,7 +13,7 @@ use super::maps::Maps;
 use super::mirror::{Mirrored, Table};
 
 /// A map's entries and its room.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Usage {
     /// The map's name.
     pub map: &'static str,
@@ -20,12 +21,13 @@ pub struct Usage {
     pub entries: usize,
     /// Entries at most.
     pub capacity: usize,
+    /// Nine tenths and more of a map that refuses what it has no room for; `affinity` forgets instead, and fills up in time.
+    pub high: bool,
 }
 
 impl Usage {
-    /// Nine tenths and more of a map that refuses what it has no room for; `affinity` forgets instead, and fills up in time.
-    pub fn is_high(&self) -> bool {
-        self.map != "affinity" && self.entries * 10 >= self.capacity * 9
+    fn new(map: &'static str, entries: usize, capacity: usize) -> Self {
+        Self { map, entries, capacity, high: map != "affinity" && entries * 10 >= capacity * 9 }
     }
 }
 
@@ -56,7 +58,7 @@ impl Maps {
             ("original_src", count(&self.original_src)?),
         ];
         let capacity = |map| if map == "unlisted" { MAX_UNLISTED } else { self.capacities.of(map) };
-        Ok(counts.map(|(map, entries)| Usage { map, entries, capacity: capacity(map) }).to_vec())
+        Ok(counts.map(|(map, entries)| Usage::new(map, entries, capacity(map))).to_vec())
     }
 }
 

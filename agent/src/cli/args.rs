@@ -109,6 +109,16 @@ pub(super) struct FlowArgs {
     /// Go on with new flows as they come, until interrupted
     #[arg(short, long)]
     pub(super) follow: bool,
+    #[command(flatten)]
+    pub(super) wanted: WantedArgs,
+    /// Output form
+    #[arg(short, long, value_enum, default_value_t = FlowOutput::Text)]
+    pub(super) output: FlowOutput,
+}
+
+/// Which flows.
+#[derive(Args, Debug, Clone)]
+pub(super) struct WantedArgs {
     /// Only from here: namespace/pod, namespace/, an address (10.244.1.2, 10.244.1.0/24) or a SPIFFE id
     #[arg(long, value_name = "WHO")]
     pub(super) from: Option<Who>,
@@ -121,15 +131,12 @@ pub(super) struct FlowArgs {
     /// Only what this policy (namespace/name) decided, or is noted for (AUDIT, dry run)
     #[arg(long, value_name = "POLICY")]
     pub(super) policy: Option<String>,
-    /// Of those that the agent keeps (the last 65536), only the last N; with --follow 0 leaves only new ones
+    /// Only the last N of them; the agent keeps 65536. With `culvert flows --follow`, 0 leaves only new ones
     #[arg(long, value_name = "N")]
     pub(super) last: Option<u64>,
     /// Only from then on: how long ago (30s, 5m, 2h), or a time (2026-01-31T12:00:00Z)
     #[arg(long, value_name = "WHEN")]
     pub(super) since: Option<String>,
-    /// Output form
-    #[arg(short, long, value_enum, default_value_t = FlowOutput::Text)]
-    pub(super) output: FlowOutput,
 }
 
 /// `culvert explain`.

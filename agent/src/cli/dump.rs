@@ -16,7 +16,7 @@ use super::client;
 /// There is no agent, or the file is none of its dumps.
 pub(super) async fn read(args: &QueryArgs) -> Result<Value> {
     match &args.file {
-        Some(path) => saved(path),
+        Some(path) => read_file(path),
         None => {
             let socket = client::socket(args.socket.instance.as_deref())?;
             serde_json::from_str(&client::get(&socket, "/dump").await?).context("the agent's dump")
@@ -24,7 +24,12 @@ pub(super) async fn read(args: &QueryArgs) -> Result<Value> {
     }
 }
 
-fn saved(path: &Path) -> Result<Value> {
+/// What an agent knew, from a file; `-` is standard input.
+///
+/// # Errors
+///
+/// As [`read`].
+pub(super) fn read_file(path: &Path) -> Result<Value> {
     let mut text = String::new();
     let (name, result) = if path == Path::new("-") {
         ("standard input".to_owned(), std::io::stdin().read_to_string(&mut text))

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::io::Interest;
 use tokio::net::unix::pipe;
 
-use super::args::{FlowArgs, FlowOutput};
+use super::args::{FlowArgs, FlowOutput, WantedArgs};
 use super::client;
 use super::show::print;
 use super::style::{Colour, Style};
@@ -20,7 +20,7 @@ use crate::admin::query;
 /// Prints flow records, and goes on with `--follow` until it is interrupted or nobody reads.
 pub(super) async fn run(args: &FlowArgs) -> Result<()> {
     let socket = client::socket(args.socket.instance.as_deref())?;
-    let address = query::address("/flows", parameters(args, Timestamp::now())?);
+    let address = query::address("/flows", parameters(&args.wanted, args.follow, Timestamp::now())?);
     tokio::select! {
         result = show(&socket, &address, args) => result,
         result = tokio::signal::ctrl_c() => Ok(result?),
@@ -56,10 +56,14 @@ async fn show(socket: &Path, address: &str, args: &FlowArgs) -> Result<()> {
 }
 
 /// What the agent is asked for.
-fn parameters(args: &FlowArgs, now: Timestamp) -> Result<Vec<(&'static str, String)>> {
+pub(super) fn parameters(
+    args: &WantedArgs,
+    follow: bool,
+    now: Timestamp,
+) -> Result<Vec<(&'static str, String)>> {
     let mut pairs = Vec::new();
     let mut put = |name, value: Option<String>| pairs.extend(value.map(|value| (name, value)));
-    put("follow", args.follow.then(String::new));
+    put("follow", follow.then(String::new));
     put("from", args.from.as_ref().map(ToString::to_string));
     put("to", args.to.as_ref().map(ToString::to_string));
     put("verdict", (!args.verdict.is_empty()).then(|| args.verdict.join(",").to_lowercase()));
@@ -71,7 +75,7 @@ fn parameters(args: &FlowArgs, now: Timestamp) -> Result<Vec<(&'static str, Stri
 }
 
 /// A time, or how long ago it was.
-fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
+pub(super) fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }
@@ -82,7 +86,7 @@ fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
 }
 
 /// When standard output is a pipe that nobody reads any more: without flows to write it would not be noticed.
-async fn reader_gone() {
+pub(super) async fn reader_gone() {
     let watched = || -> io::Result<pipe::Sender> {
         let stdout = io::stdout().as_fd().try_clone_to_owned()?;
         // Checks that it is a pipe, and leaves it as blocking as it is: others may write to it too.
@@ -159,7 +163,8 @@ mod tests {
         let words = std::iter::once("flows").chain(words.split_whitespace());
         let only = Only::try_parse_from(words).map_err(|error| error.to_string())?;
         let now = "2026-01-02T03:04:05Z".parse().unwrap();
-        let pairs = parameters(&only.args, now).map_err(|error| error.to_string())?;
+        let pairs =
+            parameters(&only.args.wanted, only.args.follow, now).map_err(|error| error.to_string())?;
         Ok(query::address("/flows", pairs))
     }
 

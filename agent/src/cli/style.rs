@@ -12,6 +12,8 @@ pub(super) enum Colour {
     Red,
     /// It was cut short.
     Yellow,
+    /// It is a title.
+    Inverse,
 }
 
 /// Whether to colour.
@@ -26,6 +28,12 @@ impl Style {
         Self::new(stdout().is_terminal(), set("NO_COLOR").is_some(), dumb)
     }
 
+    /// For tests.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self(false)
+    }
+
     fn new(terminal: bool, no_color: bool, dumb: bool) -> Self {
         Self(terminal && !no_color && !dumb)
     }
@@ -36,6 +44,7 @@ impl Style {
             Colour::Green => 32,
             Colour::Red => 31,
             Colour::Yellow => 33,
+            Colour::Inverse => 7,
         };
         if self.0 { format!("\x1b[{number}m{text}\x1b[0m") } else { text.to_owned() }
     }

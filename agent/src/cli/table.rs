@@ -2,24 +2,29 @@
 
 /// Renders `rows` under `titles`.
 pub(super) fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
+    padded(titles, rows, 3)
+}
+
+/// As [`render`], with `padding` spaces after the longest cell of a column.
+pub(super) fn padded(titles: &[&str], rows: &[Vec<String>], padding: usize) -> String {
     let mut widths: Vec<usize> = titles.iter().map(|title| title.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let mut text = line(&widths, titles.iter().copied());
+    let mut text = line(&widths, padding, titles.iter().copied());
     for row in rows {
-        text.push_str(&line(&widths, row.iter().map(String::as_str)));
+        text.push_str(&line(&widths, padding, row.iter().map(String::as_str)));
     }
     text
 }
 
-fn line<'a>(widths: &[usize], cells: impl Iterator<Item = &'a str>) -> String {
+fn line<'a>(widths: &[usize], padding: usize, cells: impl Iterator<Item = &'a str>) -> String {
     let mut text = String::new();
     for (width, cell) in widths.iter().zip(cells) {
         text.push_str(cell);
-        let padding = width.saturating_sub(cell.chars().count()) + 3;
+        let padding = width.saturating_sub(cell.chars().count()) + padding;
         text.extend(std::iter::repeat_n(' ', padding));
     }
     text.truncate(text.trim_end().len());

@@ -17,6 +17,7 @@ use folder::Folder;
 
 mod claims;
 mod document;
+pub mod edit;
 mod entries;
 mod file;
 mod folder;

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Destination, FloodLimit, HboneConfig};
+use super::{Destination, FloodLimit, HboneConfig, ReadAhead};
 use crate::identity::{CertError, PeerError, Proof, Role, WorkloadCert, explain, explain_later};
 use crate::sys::tcp_socket;
 
@@ -82,7 +82,7 @@ impl OpenError {
 /// An open connection: the handle for requests, and the machinery that somebody must poll.
 pub(super) struct Opened {
     pub(super) send: SendRequest<Bytes>,
-    pub(super) connection: Connection<FloodLimit<TlsStream<TcpStream>>, Bytes>,
+    pub(super) connection: Connection<FloodLimit<TlsStream<ReadAhead<TcpStream>>>, Bytes>,
     pub(super) proof: Proof,
 }
 
@@ -101,10 +101,13 @@ pub(super) async fn connect(
         let (settings, finding) = cert.connecting(&destination.expected);
         let connector = TlsConnector::from(settings);
         let name = ServerName::IpAddress(address.ip().into()); // not sent, not checked
-        let tls = connector.connect(name, tcp).await.map_err(|error| match PeerError::find(&error) {
-            Some(source) => OpenError::WrongPeer { address, source },
-            None => broken(explain(&error, &finding)),
-        })?;
+        let tls =
+            connector.connect(name, ReadAhead::new(tcp)).await.map_err(|error| {
+                match PeerError::find(&error) {
+                    Some(source) => OpenError::WrongPeer { address, source },
+                    None => broken(explain(&error, &finding)),
+                }
+            })?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(broken("the peer does not speak HTTP/2 (ALPN h2) there".to_owned()));
         }

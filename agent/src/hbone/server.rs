@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::flood::PREFACE;
-use super::{FloodLimit, HboneConfig};
+use super::{FloodLimit, HboneConfig, ReadAhead};
 use crate::identity::{Finding, PeerError, Proof, Role, SpiffeId, WorkloadCert, explain, spiffe_id};
 
 /// How long and how much a refused peer may still send.
@@ -25,7 +25,7 @@ pub struct Accepted {
     /// The certificate, which may be revoked later.
     pub proof: Proof,
     /// Its requests. Must be polled.
-    pub connection: h2::server::Connection<FloodLimit<TlsStream<TcpStream>>, Bytes>,
+    pub connection: h2::server::Connection<FloodLimit<TlsStream<ReadAhead<TcpStream>>>, Bytes>,
 }
 
 /// Why a connection was not taken in.
@@ -56,10 +56,10 @@ pub async fn accept(
 ) -> Result<Accepted, HandshakeError> {
     let handshake = async {
         let (settings, finding) = cert.accepting();
-        let tls = match TlsAcceptor::from(settings).accept(tcp).into_fallible().await {
+        let tls = match TlsAcceptor::from(settings).accept(ReadAhead::new(tcp)).into_fallible().await {
             Ok(tls) => tls,
             Err((error, tcp)) => {
-                tokio::spawn(linger(tcp));
+                tokio::spawn(linger(tcp.into_inner()));
                 return Err(tls_error(&error, &finding));
             }
         };

@@ -14,6 +14,7 @@ pub(super) mod allow;
 mod find;
 
 pub use find::Unbound;
+pub(crate) use find::{CANARY, CANARY_NAMESPACE, CANARY_WEIGHT, canary_weight, may_attach};
 
 /// Names the waypoint of a Service, a Pod, or all of a Namespace's. `none`: it has none.
 pub(crate) const USE: &str = "istio.io/use-waypoint";
@@ -24,10 +25,10 @@ pub(crate) const ALIAS: &str = "istio.io/waypoint";
 /// The waypoint that [`ALIAS`] means.
 pub(crate) const ALIAS_NAME: &str = "waypoint";
 /// What traffic a waypoint takes.
-const FOR: &str = "istio.io/waypoint-for";
+pub(crate) const FOR: &str = "istio.io/waypoint-for";
 /// On Services and Pods that istiod's controllers make for a Gateway.
 const MANAGED: &str = "gateway.istio.io/managed";
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// What an object's labels say about its waypoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -69,7 +69,7 @@ impl Enrolled {
 /// The proxy of a pod.
 enum Service {
     /// Its listeners hold what arrives until the tables can judge it.
-    Waiting(Box<(PodProxy, PodListeners)>),
+    Waiting(Box<(PodProxy, Vec<PodListeners>)>),
     /// The task ends when the pod's last tunnel has.
     Serving(JoinHandle<()>),
     /// It could not be started, or is being drained.
@@ -228,7 +228,8 @@ impl Pods {
             stop.cancel();
             tokio::time::sleep(RETURN_PAUSE).await;
         }
-        let listeners = proxy::open(&netns).map_err(|e| format!("opening listeners in it: {e}"))?;
+        let listeners = proxy::open(&netns, self.proxy.config.threads)
+            .map_err(|e| format!("opening listeners in it: {e}"))?;
         let netns: Arc<OwnedFd> = Arc::new(netns.into());
         self.sockets.add(cookie, &*netns).map_err(|e| format!("opening a netlink socket in it: {e}"))?;
         let stop = CancellationToken::new();

@@ -12,56 +12,79 @@ use crate::sys::in_netns;
 
 const BACKLOG: i32 = 1024;
 
-/// Listening, non-blocking sockets of one pod, for [`super::serve_pod`].
-#[derive(Debug)]
+/// Listening, non-blocking sockets of one pod for one thread, for [`super::serve_pod`].
+#[derive(Debug, Default)]
 pub struct PodListeners {
     /// Where the kernel leads the apps' connections: loopback of each family that the pod has.
     pub outbound: Vec<TcpListener>,
-    /// HBONE, one socket for both families.
-    pub inbound: TcpListener,
+    /// HBONE: one socket, for both families.
+    pub inbound: Vec<TcpListener>,
 }
 
-/// Opens `127.0.0.1:15001`, `[::1]:15001` and `[::]:15008` in `netns`. A pod without IPv6 gets `127.0.0.1:15001` and
-/// `0.0.0.0:15008`.
-pub fn open(netns: &impl AsFd) -> io::Result<PodListeners> {
+/// Opens `127.0.0.1:15001`, `[::1]:15001` and `[::]:15008` in `netns`, once for each of `threads`: the kernel deals connections out
+/// to them. A pod without IPv6 gets `127.0.0.1:15001` and `0.0.0.0:15008`.
+pub fn open(netns: &impl AsFd, threads: usize) -> io::Result<Vec<PodListeners>> {
     let outbound = [(Ipv4Addr::LOCALHOST, OUTBOUND_PORT).into(), (Ipv6Addr::LOCALHOST, OUTBOUND_PORT).into()];
-    open_at(netns, &outbound, (Ipv6Addr::UNSPECIFIED, HBONE_PORT).into())
+    open_at(netns, &outbound, (Ipv6Addr::UNSPECIFIED, HBONE_PORT).into(), threads)
 }
 
 /// [`open`] at addresses of the caller's choice; IPv6 ones are left out, or fall back to 0.0.0.0, where there is no IPv6.
-pub fn open_at(netns: &impl AsFd, outbound: &[SocketAddr], inbound: SocketAddr) -> io::Result<PodListeners> {
+pub fn open_at(
+    netns: &impl AsFd,
+    outbound: &[SocketAddr],
+    inbound: SocketAddr,
+    threads: usize,
+) -> io::Result<Vec<PodListeners>> {
     in_netns(netns, || {
-        let mut listeners = Vec::new();
+        let mut sets: Vec<PodListeners> = (0..threads.max(1)).map(|_| PodListeners::default()).collect();
         for &address in outbound {
-            match listen(address) {
-                Ok(listener) => listeners.push(listener),
+            match listen(address, sets.len()) {
+                Ok(listeners) => {
+                    sets.iter_mut().zip(listeners).for_each(|(set, listener)| set.outbound.push(listener));
+                }
                 Err(error) if address.is_ipv6() && no_ipv6(&error) => {
                     tracing::debug!(%address, %error, "the pod has no IPv6 loopback");
                 }
                 Err(error) => return Err(explain(address, &error)),
             }
         }
-        let inbound = match listen(inbound) {
+        let listeners = match listen(inbound, sets.len()) {
             Err(error) if inbound.is_ipv6() && no_ipv6(&error) => {
                 let address = (Ipv4Addr::UNSPECIFIED, inbound.port()).into();
-                listen(address).map_err(|error| explain(address, &error))?
+                listen(address, sets.len()).map_err(|error| explain(address, &error))?
             }
             result => result.map_err(|error| explain(inbound, &error))?,
         };
-        Ok(PodListeners { outbound: listeners, inbound })
+        sets.iter_mut().zip(listeners).for_each(|(set, listener)| set.inbound.push(listener));
+        Ok(sets)
     })
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// `count` sockets that share `address`; for port 0 all have the port that the first one is given.
+fn listen(mut address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    if count > 1 {
+        // A program of the same user that shares its port would be given some of the mesh's connections: this one does not share.
+        let alone = bind(address, false)?;
+        address.set_port(alone.local_addr()?.as_socket().map_or(address.port(), |bound| bound.port()));
+    }
+    (0..count).map(|_| listen_on(bind(address, count > 1)?)).collect()
+}
+
+fn listen_on(socket: Socket) -> io::Result<TcpListener> {
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_tcp_nodelay(true)?; // accepted sockets inherit it
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 fn no_ipv6(error: &io::Error) -> bool {

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -80,19 +81,18 @@ pub(super) struct Pod {
 /// Serves a pod until `stop`; then accepts no more, sends GOAWAY on its HBONE connections, and resets what is still open
 /// after [`super::ProxyConfig::drain`]. The task ends when the last connection has.
 ///
+/// Each of `listeners` is served by another thread ([`super::ProxyConfig::threads`]).
+///
 /// Keeps the certificate of the pod's identity fresh meanwhile. To have the pod ready before it is enrolled, await
-/// `shared.certs.get(&identity)` too. Fails when the listeners cannot be registered with the runtime.
+/// `shared.certs.get(&identity)` too. Fails when the listeners cannot be registered with a runtime.
 pub fn serve_pod(
     pod: PodProxy,
-    listeners: PodListeners,
+    listeners: Vec<PodListeners>,
     shared: Arc<Shared>,
     stop: CancellationToken,
 ) -> io::Result<JoinHandle<()>> {
     let lease = shared.certs.lease(&pod.identity);
     let drain = shared.config.drain;
-    let outbound =
-        listeners.outbound.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
-    let inbound = TcpListener::from_std(listeners.inbound)?;
     let pod = Arc::new(Pod {
         ports: LocalPorts::of(&*pod.netns),
         info: pod,
@@ -102,10 +102,10 @@ pub fn serve_pod(
         kill: CancellationToken::new(),
         opening: Mutex::default(),
     });
-    for listener in outbound {
-        pod.tasks.spawn(outbound::run(pod.clone(), listener));
+    let runtimes = pod.shared.workers.runtimes();
+    for (set, runtime) in listeners.into_iter().zip(runtimes.iter().cycle()) {
+        accept(&pod, set, runtime)?;
     }
-    pod.tasks.spawn(inbound::run(pod.clone(), inbound));
     Ok(tokio::spawn(async move {
         pod.stop.cancelled().await;
         pod.tasks.close();
@@ -117,4 +117,15 @@ pub fn serve_pod(
         pod.shared.pool.forget_pod(pod.info.netns_cookie);
         drop(lease);
     }))
+}
+
+fn accept(pod: &Arc<Pod>, listeners: PodListeners, runtime: &Handle) -> io::Result<()> {
+    let _entered = runtime.enter();
+    for listener in listeners.outbound {
+        pod.tasks.spawn(outbound::run(pod.clone(), TcpListener::from_std(listener)?));
+    }
+    for listener in listeners.inbound {
+        pod.tasks.spawn(inbound::run(pod.clone(), TcpListener::from_std(listener)?));
+    }
+    Ok(())
 }

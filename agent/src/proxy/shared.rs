@@ -1,14 +1,17 @@
 //! What the proxies of all pods share.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use culvert_common::{HBONE_PORT, OUTBOUND_PORT};
+use http::Request;
 use tokio::sync::watch;
 
+use super::workers::{self, Workers};
 use super::{Mesh, OpenTunnels};
-use crate::hbone::{HboneConfig, Pool};
+use crate::hbone::{Destination, HboneConfig, OpenError, Pool, Tunnel};
 use crate::identity::CertStore;
 
 /// The proxy's settings. [`ProxyConfig::default`] is what a mesh runs with; tests choose other ports.
@@ -30,6 +33,8 @@ pub struct ProxyConfig {
     pub connections_per_pod: usize,
     /// What open connections have to end by themselves when a pod is no longer served. Default 5 s, as ztunnel.
     pub drain: Duration,
+    /// Threads that carry tunnels, with their own listeners and HBONE connections. Default 0: the runtime that serves a pod does.
+    pub threads: usize,
     /// Windows, limits and timeouts of HBONE.
     pub hbone: HboneConfig,
 }
@@ -44,6 +49,7 @@ impl Default for ProxyConfig {
             connections_per_peer: 128,
             connections_per_pod: 8192,
             drain: Duration::from_secs(5),
+            threads: 0,
             hbone: HboneConfig::default(),
         }
     }
@@ -56,30 +62,37 @@ pub struct Shared {
     /// The certificates of this node's workloads.
     pub certs: CertStore,
     /// Open HBONE connections to other workloads.
-    pub pool: Pool,
+    pub pool: Pools,
     /// What is counted.
     pub counters: Counters,
     /// What is open.
     pub open: OpenTunnels,
     /// The settings.
     pub config: ProxyConfig,
+    pub(super) workers: Workers,
     policy: watch::Sender<u64>,
 }
 
 impl Shared {
     /// Puts the parts together. Lives in a tokio runtime, as [`CertStore`] does.
-    pub fn new(mesh: Arc<dyn Mesh>, certs: CertStore, config: ProxyConfig) -> Arc<Self> {
-        let pool = Pool::new(certs.clone(), config.hbone.clone());
+    ///
+    /// # Errors
+    ///
+    /// Its threads cannot be started.
+    pub fn new(mesh: Arc<dyn Mesh>, certs: CertStore, config: ProxyConfig) -> io::Result<Arc<Self>> {
+        let pool = Pools::new(config.threads, &certs, &config.hbone);
+        let workers = Workers::start(config.threads)?;
         let counters = Counters::default();
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             mesh,
             certs,
             pool,
             counters,
             open: OpenTunnels::default(),
             config,
+            workers,
             policy: watch::Sender::new(0),
-        })
+        }))
     }
 
     /// Makes every open inbound tunnel ask [`Mesh::decide`] again; those now refused are reset. To be called when
@@ -90,6 +103,39 @@ impl Shared {
 
     pub(super) fn watch_policy(&self) -> watch::Receiver<u64> {
         self.policy.subscribe()
+    }
+}
+
+/// A pool for each thread that carries tunnels.
+pub struct Pools(Vec<Pool>);
+
+impl Pools {
+    fn new(threads: usize, certs: &CertStore, config: &HboneConfig) -> Self {
+        Self((0..threads.max(1)).map(|_| Pool::new(certs.clone(), config.clone())).collect())
+    }
+
+    /// [`Pool::open`], of the calling thread's pool.
+    ///
+    /// # Errors
+    ///
+    /// As that one.
+    pub async fn open(&self, destination: &Destination, request: &Request<()>) -> Result<Tunnel, OpenError> {
+        self.0[workers::index() % self.0.len()].open(destination, request).await
+    }
+
+    /// Connections opened so far.
+    pub fn opened(&self) -> u64 {
+        self.0.iter().map(Pool::opened).sum()
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        self.0.iter().map(Pool::connections).sum()
+    }
+
+    /// [`Pool::forget_pod`], of all.
+    pub(super) fn forget_pod(&self, netns_cookie: u64) {
+        self.0.iter().for_each(|pool| pool.forget_pod(netns_cookie));
     }
 }
 

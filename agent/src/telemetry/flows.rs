@@ -1,5 +1,8 @@
 //! Flow records: every verdict, opening and end of a connection of the mesh, in one form whoever reports it.
 
+mod known;
+mod line;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
@@ -7,10 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use culvert_common::{FlowEvent, Hook, Path, Reason, Verdict};
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::proxy::{Side, Stage, TunnelFlow};
+
+/// One of a few words.
+pub type Word = &'static str;
 
 /// How many records are kept for `culvert flows`.
 pub const CAPACITY: usize = 1 << 16;
@@ -19,6 +25,8 @@ pub const CAPACITY: usize = 1 << 16;
 pub trait Names {
     /// `namespace/name` of the pod with this address.
     fn workload(&self, ip: IpAddr) -> Option<String>;
+    /// `namespace/name` of what the pod with this address is a part of: a Deployment, CronJob or Job, else itself.
+    fn owner(&self, ip: IpAddr) -> Option<String>;
     /// `namespace/name` of the service with this virtual address.
     fn service(&self, vip: IpAddr) -> Option<String>;
     /// The SPIFFE id behind an identity number.
@@ -30,7 +38,7 @@ pub trait Names {
 }
 
 /// One end of a connection.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct End {
     /// The pod's address.
     pub address: IpAddr,
@@ -38,12 +46,15 @@ pub struct End {
     pub port: u16,
     /// `namespace/name`, empty when no pod of the mesh has the address.
     pub workload: String,
+    /// `namespace/name` of the Deployment, CronJob or Job that the pod is a part of, else its own; empty as `workload`.
+    #[serde(default)]
+    pub owner: String,
     /// SPIFFE id, empty when none was proven.
     pub identity: String,
 }
 
 /// What the app asked for.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Requested {
     /// A virtual address or a pod's.
     pub address: IpAddr,
@@ -53,8 +64,8 @@ pub struct Requested {
     pub service: String,
 }
 
-/// One record, as `culvert flows -o json` prints it.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+/// One record, as `culvert flows -o json` prints it, and as it is read again.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct FlowRecord {
     /// Counts up from 1 on this agent.
     pub seq: u64,
@@ -63,15 +74,20 @@ pub struct FlowRecord {
     /// The node that reports.
     pub node: String,
     /// `opened`, `refused`, `closed`, or `ended`: a change of policy cut an open connection.
-    pub stage: &'static str,
+    #[serde(deserialize_with = "known::stage")]
+    pub stage: Word,
     /// `allowed` or `refused`.
-    pub verdict: &'static str,
+    #[serde(deserialize_with = "known::verdict")]
+    pub verdict: Word,
     /// `direct`, `tunnel` or `passthrough`.
-    pub path: &'static str,
+    #[serde(deserialize_with = "known::path")]
+    pub path: Word,
     /// `source` or `destination`: the end of the connection that reports.
-    pub side: &'static str,
+    #[serde(deserialize_with = "known::side")]
+    pub side: Word,
     /// [`Reason::as_str`].
-    pub reason: &'static str,
+    #[serde(deserialize_with = "known::reason")]
+    pub reason: Word,
     /// `namespace/name` of the policy that decided, or empty.
     pub policy: String,
     /// What AUDIT and dry-run policies say beside the verdict, or empty.
@@ -255,7 +271,8 @@ fn from_kernel(event: &FlowEvent, names: &dyn Names) -> FlowRecord {
     }
 }
 
-fn from_tunnel(flow: &TunnelFlow, names: &dyn Names) -> FlowRecord {
+/// What the proxy reported, without number, time and node.
+pub(crate) fn from_tunnel(flow: &TunnelFlow, names: &dyn Names) -> FlowRecord {
     let (stage, bytes_sent, bytes_received, duration) = match flow.stage {
         Stage::Opened => ("opened", 0, 0, Duration::ZERO),
         Stage::Refused => ("refused", 0, 0, Duration::ZERO),
@@ -304,46 +321,11 @@ fn end(addr: SocketAddr, identity: Option<String>, names: &dyn Names) -> End {
         address: addr.ip(),
         port: addr.port(),
         workload: names.workload(addr.ip()).unwrap_or_default(),
+        owner: names.owner(addr.ip()).unwrap_or_default(),
         identity: identity.unwrap_or_default(),
     }
 }
 
 fn asked(addr: SocketAddr, names: &dyn Names) -> Requested {
     Requested { address: addr.ip(), port: addr.port(), service: names.service(addr.ip()).unwrap_or_default() }
-}
-
-/// One line for people: who, to whom, how, and why (not).
-impl std::fmt::Display for FlowRecord {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = |end: &End| match end.workload.as_str() {
-            "" => SocketAddr::new(end.address, end.port).to_string(),
-            workload => format!("{workload}:{}", end.port),
-        };
-        let (from, to) = (name(&self.source), name(&self.destination));
-        write!(f, "{} {} {from} -> {to}", self.stage.to_uppercase(), self.path)?;
-        if !self.requested.service.is_empty() {
-            write!(f, " (for {})", self.requested.service)?;
-        }
-        write!(f, " at {}: {}", self.side, self.reason)?;
-        if !self.policy.is_empty() {
-            write!(f, " [{}]", self.policy)?;
-        }
-        if !self.source.identity.is_empty() {
-            write!(f, " by {}", self.source.identity)?;
-        }
-        if !self.note.is_empty() {
-            write!(f, " ({})", self.note)?;
-        }
-        if !self.error.is_empty() {
-            write!(f, ": {}", self.error)?;
-        }
-        if self.stage == "closed" {
-            write!(
-                f,
-                " sent {} received {} in {} ms",
-                self.bytes_sent, self.bytes_received, self.duration_ms
-            )?;
-        }
-        Ok(())
-    }
 }

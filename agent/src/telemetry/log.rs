@@ -4,17 +4,22 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use tokio::sync::watch;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload::Handle;
 
 use crate::cli::LogFormat;
 
+/// The target of lines that the kernel's hooks write, all at the debug level.
+pub const KERNEL: &str = "culvert::kernel";
+
 /// The filter of a running agent's log. A restarted agent begins with `--log` again.
 pub struct LogControl {
     start: String,
     current: Mutex<String>,
     reload: Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>,
+    kernel: watch::Sender<bool>,
 }
 
 /// What `culvert log` shows.
@@ -63,7 +68,17 @@ impl LogControl {
         start: &str,
         reload: impl Fn(EnvFilter) -> Result<(), String> + Send + Sync + 'static,
     ) -> Self {
-        Self { start: start.to_owned(), current: Mutex::new(start.to_owned()), reload: Box::new(reload) }
+        Self {
+            start: start.to_owned(),
+            current: Mutex::new(start.to_owned()),
+            reload: Box::new(reload),
+            kernel: watch::Sender::new(tells_of_kernel()),
+        }
+    }
+
+    /// Whether lines of [`KERNEL`] are let through: while not, nobody need write any.
+    pub fn kernel(&self) -> watch::Receiver<bool> {
+        self.kernel.subscribe()
     }
 
     /// What is logged now.
@@ -94,10 +109,15 @@ impl LogControl {
     fn put(&self, text: String) -> Result<LogState, String> {
         let filter = EnvFilter::try_new(&text).map_err(|error| format!("{text:?}: {error}"))?;
         (self.reload)(filter)?;
+        self.kernel.send_replace(tells_of_kernel());
         tracing::info!(filter = text, "the log has another filter");
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = text;
         Ok(self.state())
     }
+}
+
+fn tells_of_kernel() -> bool {
+    tracing::enabled!(target: KERNEL, tracing::Level::DEBUG)
 }
 
 /// Checks the clauses of `filter`. One without a level for everything changes only the targets that it names: the rest is as at

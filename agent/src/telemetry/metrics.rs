@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_map_has_its_entries_and_its_room() {
-        let maps = vec![Usage { map: "pods", entries: 3, capacity: 1024 }];
+        let maps = vec![Usage { map: "pods", entries: 3, capacity: 1024, high: false }];
         let text = Metrics { maps, ..Metrics::default() }.render(&Traffic::new(1), Format::Prometheus);
         assert!(text.contains("\nculvert_map_entries{map=\"pods\"} 3\n"));
         assert!(text.contains("\nculvert_map_max_entries{map=\"pods\"} 1024\n"));

@@ -208,12 +208,13 @@ impl World {
                 hbone: setup.hbone.clone(),
                 ..setup.proxy.clone()
             };
-            let shared = Shared::new(mesh.clone(), certs, config);
+            let threads = config.threads;
+            let shared = Shared::new(mesh.clone(), certs, config).unwrap();
             let netns = netns();
             let any = SocketAddr::new(ip, 0);
-            let listeners = open_at(&netns, &[any], any).unwrap();
-            let outbound = listeners.outbound[0].local_addr().unwrap();
-            let inbound = listeners.inbound.local_addr().unwrap();
+            let listeners = open_at(&netns, &[any], any, threads).unwrap();
+            let outbound = listeners[0].outbound[0].local_addr().unwrap();
+            let inbound = listeners[0].inbound[0].local_addr().unwrap();
             let pod = PodProxy {
                 netns_cookie: netns_cookie(&netns).unwrap(),
                 netns: Arc::new(netns),
@@ -247,7 +248,8 @@ impl World {
     /// What a restarted agent does: new listeners at the same address.
     pub(crate) fn serve_server_again(&mut self) {
         let outbound = [SocketAddr::new(self.server_ip, 0)];
-        let listeners = open_at(&self.server_pod.netns, &outbound, self.hbone).unwrap();
+        let listeners =
+            open_at(&self.server_pod.netns, &outbound, self.hbone, self.server.config.threads).unwrap();
         self.stop_server = CancellationToken::new();
         let (pod, shared) = (self.server_pod.clone(), self.server.clone());
         self.tasks.push(serve_pod(pod, listeners, shared, self.stop_server.clone()).unwrap());

@@ -3,8 +3,9 @@
 use super::super::foreign::{TargetRef, target_refs};
 use super::super::index::Policy;
 use super::super::{Code, Index, Message};
-use crate::model::waypoint::{Choice, chosen};
+use crate::model::waypoint::Choice;
 use crate::policy::Attachment;
+use crate::waypoint::CLASS;
 
 pub(super) fn check(index: &Index<'_>, out: &mut Vec<Message>) {
     for policy in index.policies.iter().filter(|p| p.object.attachment == Attachment::Waypoint) {
@@ -22,7 +23,9 @@ fn judge(index: &Index<'_>, policy: &Policy<'_>, field: &str, target: &TargetRef
         "Service" => index.services.contains_key(&name),
         "ServiceEntry" => index.service_entries.contains_key(&name),
         "Gateway" => index.gateways.contains_key(&name),
-        _ if namespace == index.settings.root_namespace => true,
+        _ if namespace == index.settings.root_namespace => {
+            target.name == CLASS || index.gateway_classes.contains_key(target.name.as_str())
+        }
         _ => {
             let text = format!(
                 "Schema validation error: {field}: only a policy of the root namespace ({}) may have a GatewayClass as \
@@ -33,7 +36,8 @@ fn judge(index: &Index<'_>, policy: &Policy<'_>, field: &str, target: &TargetRef
         }
     };
     if !found {
-        let text = format!("Referenced {} not found: \"{}/{}\"", target.kind, namespace, target.name);
+        let home = if target.kind == "GatewayClass" { String::new() } else { format!("{namespace}/") };
+        let text = format!("Referenced {} not found: \"{home}{}\"", target.kind, target.name);
         return Some(policy.origin.message(Code::ReferencedResourceNotFound, field, text));
     }
     without_waypoint(index, policy, field, target)
@@ -51,8 +55,7 @@ fn without_waypoint(
         "ServiceEntry" => &index.service_entries.get(&name)?.object.metadata.labels,
         _ => return None,
     };
-    let inherited = || index.namespaces.get(name.0).and_then(|n| chosen(&n.object.metadata.labels, name.0));
-    match chosen(own, name.0).or_else(inherited) {
+    match index.waypoint(own, name.0) {
         Some(Choice::Gateway { .. }) => None,
         Some(Choice::OptOut) | None => {
             let text = format!(
@@ -67,7 +70,7 @@ fn without_waypoint(
 
 #[cfg(test)]
 mod tests {
-    use crate::analyze::tests::{gateway, namespace, policy, service, texts};
+    use crate::analyze::tests::{gateway, named_policy, namespace, policy, service, texts};
 
     /// The messages about a policy with this target, but for the one that waypoints enforce it.
     fn about(target: &str, others: &[String]) -> Vec<String> {
@@ -102,6 +105,21 @@ mod tests {
         one("{kind: Service, name: x, namespace: b}", &[], "IST0106", "in the policy's own namespace, a");
         let class = "{kind: GatewayClass, group: gateway.networking.k8s.io, name: istio-waypoint}";
         one(class, &[], "IST0106", "only a policy of the root namespace (istio-system)");
+    }
+
+    #[test]
+    fn a_class_of_gateways_is_known_or_istios() {
+        let of = |class: &str| {
+            let target = format!("{{kind: GatewayClass, group: gateway.networking.k8s.io, name: {class}}}");
+            let policy = named_policy("istio-system", "p", &format!("{{targetRefs: [{target}]}}"));
+            texts(&policy).into_iter().filter(|text| !text.contains("CUL0111")).collect::<Vec<_>>()
+        };
+        assert!(of("istio-waypoint").is_empty());
+        let found = of("other");
+        assert!(
+            found.len() == 1 && found[0].contains("Referenced GatewayClass not found: \"other\""),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub(super) fn shorten(path: &Path, mut problems: Vec<Problem>) -> Vec<Problem> {
 }
 
 /// The limits on size hold for the file; those on aliases stay, because they multiply.
-fn options() -> serde_saphyr::Options {
+pub(super) fn options() -> serde_saphyr::Options {
     let most = MAX_BYTES as usize;
     serde_saphyr::options! {
         // A namespace may be called `n`.

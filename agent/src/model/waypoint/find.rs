@@ -8,11 +8,11 @@ use super::{Canary, Choice, Waypoint, chosen};
 use crate::control::objects::{FromNamespaces, Listener, Metadata, Namespace};
 
 /// Names a second waypoint of a Service, or of all of a Namespace's that take their waypoint from it.
-const CANARY: &str = "istio.io/use-waypoint-canary";
+pub(crate) const CANARY: &str = "istio.io/use-waypoint-canary";
 /// Where that waypoint is, when not in the same namespace.
-const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
+pub(crate) const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 /// Annotation: its share of the connections, 0 to 100.
-const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
+pub(crate) const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 
 /// Why a Service has not the waypoint, or not the canary, that is named. Reasons and words are those of Istio's condition
 /// `istio.io/WaypointBound`; each holds the waypoint as `namespace/name`.
@@ -102,10 +102,10 @@ impl<'a> Finder<'a> {
         }
         let says = |meta: &'a Metadata| meta.annotations.get(CANARY_WEIGHT);
         let weight = meta.annotations.get(CANARY_WEIGHT).or_else(|| home.and_then(says));
-        let weight = match weight.map(|text| text.parse::<u8>()) {
+        let weight = match weight.map(|text| canary_weight(text)) {
             None => 0,
-            Some(Ok(weight)) if weight <= 100 => weight,
-            Some(_) => return Err(Unbound::CanaryInvalidWeight(full)),
+            Some(Some(weight)) => weight,
+            Some(None) => return Err(Unbound::CanaryInvalidWeight(full)),
         };
         let waypoint = self.for_services((namespace, name), &meta.namespace)?;
         Ok(Some(Canary { waypoint, weight }))
@@ -153,8 +153,13 @@ fn canary_label<'m>(
     find(meta).or_else(|| find(home?)).filter(|(_, name)| !matches!(*name, "" | "none"))
 }
 
+/// The share that an annotation gives a canary; `None`: it is no whole number from 0 to 100.
+pub(crate) fn canary_weight(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|weight| *weight <= 100)
+}
+
 /// Whether objects of `namespace` may attach to a listener of a Gateway in `of`.
-fn may_attach(listener: &Listener, of: &str, namespace: &str, home: Option<&Namespace>) -> bool {
+pub(crate) fn may_attach(listener: &Listener, of: &str, namespace: &str, home: Option<&Namespace>) -> bool {
     let allowed = &listener.allowed_routes.namespaces;
     match allowed.from.unwrap_or_default() {
         FromNamespaces::All => true,

@@ -7,6 +7,7 @@ fn end(address: &str, workload: &str, identity: &str) -> End {
         port: 80,
         workload: workload.to_owned(),
         identity: identity.to_owned(),
+        owner: workload.to_owned(),
     }
 }
 
