@@ -27,6 +27,10 @@ pub use server::{Accepted, HandshakeError, accept};
 /// Response header in which Culvert explains a refusal to the peer's log.
 pub const REASON_HEADER: &str = "x-culvert-reason";
 
+/// Bytes that TLS takes at once. A frame of 64 KiB with its header must fit, or its last bytes are a record and a system call of
+/// their own: rustls takes 64 KiB by default.
+const TLS_BUFFER: usize = 256 << 10;
+
 /// Windows, limits and timeouts. [`HboneConfig::default`] has ztunnel's values where it has them, except for the windows: a
 /// reader that stalls must neither fill the agent's memory nor stop the other streams of its connection.
 #[derive(Clone, Debug)]

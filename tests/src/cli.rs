@@ -64,6 +64,14 @@ enum Verb {
         after_help = "Example:\n  culvert-lab soak --minutes 1 --seed 7\n\nExit status: 1 when anything was wrong."
     )]
     Soak(crate::soak::SoakArgs),
+    /// Measure direct and tunnelled connections against the raw network, side by side
+    #[command(
+        after_help = "Examples:\n  culvert-lab bench --quick\n  culvert-lab bench --only rr,stream --family 4 --json after.json --compare before.json\n\n\
+                      Use the release build: `cargo xtask bench net`. Exit status: 1 when connections failed or took another path."
+    )]
+    Bench(crate::bench::BenchArgs),
+    #[command(hide = true)]
+    Load { task: String },
     #[command(hide = true)]
     Pod { config: String },
     #[command(hide = true)]
@@ -108,6 +116,7 @@ pub fn run(cli: Cli) -> Result<bool> {
         Verb::Pod { config } => {
             return crate::pod_process::run(serde_json::from_str(&config)?).map(|()| true);
         }
+        Verb::Load { task } => return crate::bench::load::run(&task).map(|()| true),
         Verb::Supervise { file, name, culvert } => return supervise(&file, &name, culvert).map(|()| true),
         _ => {}
     }
@@ -139,7 +148,8 @@ fn obey(verb: Verb) -> Result<bool> {
             let culvert = args.needs_agents().then(|| culvert_binary(args.culvert.as_deref())).transpose()?;
             crate::transfers::run(&args, culvert)
         }
-        Verb::Clean | Verb::Pod { .. } | Verb::Supervise { .. } => Ok(true),
+        Verb::Bench(args) => crate::bench::run(&args, culvert_binary(args.culvert.as_deref())?),
+        Verb::Clean | Verb::Load { .. } | Verb::Pod { .. } | Verb::Supervise { .. } => Ok(true),
     }
 }
 

@@ -4,9 +4,11 @@
 //! * [`lab`]: nodes, pods, agents, names, kube-proxy; [`objects`]: the API server.
 //! * [`transfers`]: thousands of connections whose every byte is checked.
 //! * [`soak`]: everything changes while everybody connects.
+//! * [`bench`]: what connections cost, against the raw network.
 //! * `pod_process`: the servers and the client in every pod. `net`, `sys`: namespaces and processes.
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod cli;
 pub mod demo;
 mod dice;

@@ -133,14 +133,20 @@ async fn serve(config: PodConfig) -> Result<()> {
 }
 
 pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
+    let listener = bind(port)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Listens for both families.
+pub(crate) fn bind(port: u16) -> io::Result<std::net::TcpListener> {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
     socket.listen(1024)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 async fn obey(order: Order, state: &Arc<State>) -> Value {

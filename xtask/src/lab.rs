@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::{build, ebpf, exec, install};
 
 /// Verbs of culvert-lab that start agents; the others only need culvert-lab itself.
-const STARTS_AGENTS: [&str; 5] = ["demo", "run", "soak", "transfers", "up"];
+const STARTS_AGENTS: [&str; 6] = ["bench", "demo", "run", "soak", "transfers", "up"];
 
 /// `culvert-lab ARGS`.
 pub(crate) fn lab(args: &[OsString]) -> Result<()> {

@@ -76,7 +76,7 @@ enum Verb {
         #[arg(long, default_value_t = 60, value_name = "N")]
         seconds: u32,
     },
-    /// Measure, in the release build: figures as a table, and as JSON
+    /// Measure, in the release build: figures as a table, and as JSON; net | policy | count
     Bench {
         #[command(subcommand)]
         subject: bench::Subject,

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Destination, FloodLimit, HboneConfig, ReadAhead};
+use super::{Destination, FloodLimit, HboneConfig, ReadAhead, TLS_BUFFER};
 use crate::identity::{CertError, PeerError, Proof, Role, WorkloadCert, explain, explain_later};
 use crate::sys::tcp_socket;
 
@@ -101,7 +101,7 @@ pub(super) async fn connect(
         let (settings, finding) = cert.connecting(&destination.expected);
         let connector = TlsConnector::from(settings);
         let name = ServerName::IpAddress(address.ip().into()); // not sent, not checked
-        let tls =
+        let mut tls =
             connector.connect(name, ReadAhead::new(tcp)).await.map_err(|error| {
                 match PeerError::find(&error) {
                     Some(source) => OpenError::WrongPeer { address, source },
@@ -111,6 +111,7 @@ pub(super) async fn connect(
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(broken("the peer does not speak HTTP/2 (ALPN h2) there".to_owned()));
         }
+        tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         let proof = cert.proof(tls.get_ref().1.peer_certificates(), Role::Server);
         let tls = FloodLimit::new(tls, config.idle_frames, 0);
         let (send, connection) =

@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::flood::PREFACE;
-use super::{FloodLimit, HboneConfig, ReadAhead};
+use super::{FloodLimit, HboneConfig, ReadAhead, TLS_BUFFER};
 use crate::identity::{Finding, PeerError, Proof, Role, SpiffeId, WorkloadCert, explain, spiffe_id};
 
 /// How long and how much a refused peer may still send.
@@ -56,13 +56,14 @@ pub async fn accept(
 ) -> Result<Accepted, HandshakeError> {
     let handshake = async {
         let (settings, finding) = cert.accepting();
-        let tls = match TlsAcceptor::from(settings).accept(ReadAhead::new(tcp)).into_fallible().await {
+        let mut tls = match TlsAcceptor::from(settings).accept(ReadAhead::new(tcp)).into_fallible().await {
             Ok(tls) => tls,
             Err((error, tcp)) => {
                 tokio::spawn(linger(tcp.into_inner()));
                 return Err(tls_error(&error, &finding));
             }
         };
+        tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         let shown = tls.get_ref().1.peer_certificates();
         let proof = cert.proof(shown, Role::Client);
         let leaf = shown.and_then(|chain| chain.first());
