@@ -1,6 +1,7 @@
 //! The agent: the one place that knows everyone. Reads top down as the story of a start and of a change.
 
 mod book;
+mod config_dump;
 mod connections;
 mod ends;
 mod events;
@@ -16,7 +17,9 @@ mod redirection;
 mod route;
 mod view;
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,7 +65,7 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     check_instance(&args.instance)?;
     args.compliance_policy.check().map_err(anyhow::Error::msg)?;
     let state_dir = state_dir(&args.instance);
-    std::fs::create_dir_all(&state_dir).with_context(|| format!("creating {}", state_dir.display()))?;
+    make_state_dir(&state_dir).with_context(|| format!("creating {}", state_dir.display()))?;
     let cgroup_root = match &args.cgroup_root {
         Some(path) => path.clone(),
         None => sys::cgroup2_mount()?,
@@ -107,6 +110,7 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config)
         .context("starting the threads that carry tunnels")?;
     let (status, state) = watch::channel(State::default());
+    let quit = CancellationToken::new();
     tokio::spawn(hooks_log::follow(kernel.clone(), snapshots.clone(), log.kernel()));
     let view = Published {
         snapshots,
@@ -118,14 +122,22 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
         certs,
         same_node: args.same_node,
         log,
+        quit: quit.clone(),
     };
-    admin::serve(Arc::new(view), &state_dir.join("admin.sock"), shutdown.clone())
+    admin::serve(Arc::new(view), &state_dir.join("admin.sock"), args.admin_port, shutdown.clone())
         .await
         .context("admin socket")?;
     let guard = args.source_guard != SourceGuard::Off;
     let pods = Pods::new(kernel.clone(), proxy.clone(), cgroup_root, guard);
     let untracked = Arc::new(Untracked::new(&kernel));
-    events::read(&kernel, observer.clone(), publish.subscribe(), pods.sockets(), untracked.clone())?;
+    events::read(
+        &kernel,
+        observer.clone(),
+        publish.subscribe(),
+        pods.sockets(),
+        untracked.clone(),
+        status.clone(),
+    )?;
     tracing::info!(version = VERSION, node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
 
     tokio::spawn(notes::follow(publish.subscribe()));
@@ -139,6 +151,7 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
         observer,
         publish,
         status,
+        quit,
         begun,
     });
     node.follow(updates).await?;
@@ -173,6 +186,12 @@ fn open_ca(args: &AgentArgs) -> Result<Ca> {
 /// Where an instance has its socket and its lock.
 pub(crate) fn state_dir(instance: &str) -> PathBuf {
     Path::new("/run/culvert").join(instance)
+}
+
+/// For root alone, as the socket in it. One that an earlier agent left open to others is closed.
+fn make_state_dir(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
 /// Where an instance has its programs, links and maps.

@@ -11,6 +11,7 @@ mod attached;
 mod batch;
 mod capacity;
 mod clsact;
+mod detached;
 mod events;
 mod features;
 mod guard;

@@ -11,6 +11,8 @@ mod graph;
 mod lists;
 mod log;
 mod manual;
+mod profile;
+mod quit;
 mod show;
 mod source;
 mod style;
@@ -139,6 +141,17 @@ enum Command {
     /// Say whether the agent is ready, and if not, what it waits for
     #[command(after_help = "Example:\n  culvert ready && echo go")]
     Ready(SocketArgs),
+    /// Measure where the agent's processor time goes
+    #[command(
+        after_help = "Examples:\n  culvert profile cpu --seconds 30 && go tool pprof -top cpu.pb.gz\n  culvert profile cpu --format folded -o - | sort -t' ' -k2 -n | tail\n\nThe agent takes the samples of its own threads by perf_event_open(2). One profile is taken at a time; ctrl-C ends it."
+    )]
+    Profile(profile::ProfileArgs),
+    /// Stop the agent as SIGTERM does, and wait until it is gone
+    #[command(
+        visible_alias = "drain",
+        after_help = "Examples:\n  culvert quit\n  culvert quit --timeout 120 && reboot\n\nThe agent takes no new tunnels, lets open ones end for as long as its --drain says, and stops. Enforcement stays in the kernel. Exit status: 0 when the agent is gone, 1 when it is not after --timeout."
+    )]
+    Quit(quit::QuitArgs),
     /// Sign certificates for the agents of a mesh, by Istio's certificate API
     #[command(
         after_help = "Examples:\n  culvert ca --token /etc/culvert/tokens --server-name ca.example\n  culvert agent --node n1 --manifests m --ca-address ca.example:15012 --ca-root ca.crt --ca-token token"
@@ -253,6 +266,9 @@ pub struct AgentArgs {
     /// [default: they are left alone; `culvert pods` counts them]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub end_older_connections: Option<u64>,
+    /// Port of the pages that istioctl asks, on 127.0.0.1 and ::1; 0: none
+    #[arg(long, env = "CULVERT_ADMIN_PORT", default_value_t = crate::admin::ADMIN_PORT, value_name = "PORT")]
+    pub admin_port: u16,
     /// Log filter, for example `info` or `culvert=debug`
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log: String,
@@ -335,6 +351,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Dump(args) => wait(show::page("/dump", &args)),
         Command::Metrics(args) => wait(show::page("/metrics", &args)),
         Command::Ready(args) => wait(show::page("/healthz/ready", &args)),
+        Command::Profile(args) => wait(profile::run(&args)),
+        Command::Quit(args) => wait(quit::run(&args)),
         Command::Ca(args) => serve_ca(&args),
         Command::Version => show::print(&format!("culvert {VERSION}\n")),
         Command::Completions(args) => manual::completions(&args),

@@ -25,5 +25,5 @@ pub use explain::Finding;
 pub(crate) use explain::{explain, explain_later};
 pub use spiffe::{SpiffeError, SpiffeId};
 pub use store::{CertError, CertInfo, CertLease, CertStore, PeerRules};
-pub use tls::WorkloadCert;
+pub use tls::{PublicChain, WorkloadCert};
 pub use verify::{PeerError, spiffe_id};

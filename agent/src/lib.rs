@@ -35,6 +35,7 @@ pub mod identity;
 pub mod model;
 pub mod pods;
 pub mod policy;
+pub mod profile;
 pub mod proxy;
 pub mod sys;
 pub mod telemetry;

@@ -27,6 +27,7 @@ pub mod evaluate;
 pub mod explain;
 mod finding;
 mod intern;
+pub(crate) mod istio;
 mod lower;
 mod matching;
 mod notes;

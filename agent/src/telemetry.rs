@@ -1,6 +1,7 @@
 //! What the agent tells: flow records, metrics, logs.
 
 pub mod access;
+pub mod exposition;
 pub mod filter;
 pub mod flows;
 pub mod labels;

@@ -52,6 +52,29 @@ fn programs_of_another_layout_stay_until_the_new_ones_enforce() {
 }
 
 #[test]
+fn programs_that_somebody_took_away_are_told() {
+    let scratch = Scratch::new("detached").expect("a cgroup and a bpffs");
+    let netns = fs::File::open("/proc/self/ns/net").expect("netns");
+    let first = Kernel::load(&scratch.config()).expect("first load");
+    first.attach_pod(43, netns.as_fd()).expect("sk_lookup attaches");
+    assert_eq!(first.detached(), Vec::<String>::new());
+    fs::remove_file(scratch.pins.join("links/admit-43")).expect("the pin");
+    let told = first.detached();
+    assert!(
+        told.len() == 1 && told[0].starts_with("BPF program culvert_admit ends with this agent"),
+        "{told:?}"
+    );
+    first.attach_pod(43, netns.as_fd()).expect("sk_lookup attaches");
+    assert_eq!(first.detached(), Vec::<String>::new());
+    // Another one takes the links over: they run its programs.
+    let second = Kernel::load(&scratch.config()).expect("second load");
+    let told = first.detached();
+    assert_eq!(told.len(), 8, "{told:?}");
+    assert!(told.iter().all(|what| what.contains("is no longer attached to ")), "{told:?}");
+    assert_eq!(second.detached(), Vec::<String>::new());
+}
+
+#[test]
 fn an_interface_that_is_gone_leaves_no_entry() {
     let scratch = Scratch::new("guard").expect("a cgroup and a bpffs");
     let kernel = Kernel::load(&scratch.config()).expect("load");

@@ -167,3 +167,25 @@ async fn nothing_secret_is_logged_however_verbose() {
         panic!("the log has {secret:?}:\n{}", text.lines().nth(line).unwrap());
     }
 }
+
+#[tokio::test]
+async fn what_the_admin_pages_show_of_a_certificate_is_public() {
+    let world = World::new().await;
+    let ca = remote(world.ca_dir.path()).await;
+    let own = key();
+    let signed = ca.sign(&id("client"), &own).await.unwrap();
+    let cert = WorkloadCert::new(id("client"), &own, signed, &PeerRules::default()).unwrap();
+    let public = cert.public();
+    assert!(!public.chain.is_empty() && !public.roots.is_empty());
+    let root_key =
+        KeyPair::from_pem(&std::fs::read_to_string(world.ca_dir.path().join("ca.key")).unwrap()).unwrap();
+    for der in public.chain.iter().chain(public.roots.iter()) {
+        x509_parser::parse_x509_certificate(der).unwrap();
+        for secret in [scalar(&own), scalar(&root_key)] {
+            assert!(
+                !der.windows(secret.len()).any(|bytes| bytes == secret),
+                "a private key is in a certificate"
+            );
+        }
+    }
+}

@@ -391,7 +391,12 @@ impl Lab {
         Ok(())
     }
 
-    fn launch_agent(&mut self, name: &str) -> Result<()> {
+    /// Starts a node's agent without waiting until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub fn launch_agent(&mut self, name: &str) -> Result<()> {
         let Some(binary) = self.options.culvert.clone() else { return Ok(()) };
         let (instance, dir, args) = (self.instance(name), self.dir.clone(), self.options.agent_args.clone());
         let cgroup = self.cgroup.join(name);

@@ -252,7 +252,13 @@ fn an_agent_that_comes_back_without_its_ca_keeps_in_force_what_was() {
     mesh.until("a direct connection", || mesh.ask_from(NEAR));
     mesh.stop_ca();
     mesh.lab.control_agent("n1", "kill").unwrap();
-    mesh.lab.control_agent("n1", "start").unwrap();
+    mesh.lab.launch_agent("n1").unwrap();
+    mesh.until("the agent to say that it has no certificate", || {
+        let said = mesh.on("n1", "culvert ready 2>&1");
+        let whole = said.contains("pending: a certificate for any of 1 identities: ")
+            && said.contains("it cannot be reached");
+        if whole { Ok(()) } else { Err(said) }
+    });
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(2) {
         assert_eq!(mesh.ask_from(NEAR), Ok(()), "{}", mesh.lab.agent_logs(30));
@@ -261,6 +267,7 @@ fn an_agent_that_comes_back_without_its_ca_keeps_in_force_what_was() {
     assert!(mesh.ask().is_err(), "a tunnel needs a certificate");
     mesh.start_ca();
     mesh.until("a tunnel again", || mesh.ask());
+    assert_eq!(mesh.on("n1", "culvert ready 2>&1"), "ready\n");
     mesh.end();
 }
 

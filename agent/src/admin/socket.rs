@@ -1,7 +1,7 @@
 //! Where the admin server listens.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use nix::sys::stat::{Mode, fchmod};
@@ -26,14 +26,30 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
 }
 
+/// At both loopback addresses, where they are and the port is free; 0: nowhere.
+pub(super) async fn bind_loopback(port: u16) -> Vec<TcpListener> {
+    let mut listeners = Vec::new();
+    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        if port == 0 {
+            break;
+        }
+        match TcpListener::bind((ip, port)).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if ip.is_ipv6() && is_without(&error) => {}
+            Err(error) => tracing::warn!(%ip, port, %error, "cannot listen: istioctl gets no answer here"),
+        }
+    }
+    listeners
+}
+
+/// Whether the machine lacks this family of addresses.
+fn is_without(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+}
+
 pub(super) async fn bind_tcp(port: u16) -> io::Result<TcpListener> {
     match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
-        Err(error)
-            if error.kind() == io::ErrorKind::AddrNotAvailable
-                || error.kind() == io::ErrorKind::Unsupported =>
-        {
-            TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await
-        }
+        Err(error) if is_without(&error) => TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await,
         result => result,
     }
 }

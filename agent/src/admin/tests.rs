@@ -2,11 +2,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use culvert_common::{Decision, Reason};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::proxy::{Side, Stage, TunnelFlow};
@@ -39,14 +40,16 @@ impl Names for Nameless {
 struct Agent {
     flows: Arc<FlowLog>,
     log: LogControl,
+    quits: Arc<AtomicU64>,
 }
 
 impl View for Agent {
     fn pending(&self) -> Vec<String> {
         Vec::new()
     }
-    fn metrics(&self) -> String {
-        "metrics\n".to_owned()
+    fn metrics(&self, format: Format) -> String {
+        let samples = "metric 1\n".repeat(1000);
+        if format == Format::OpenMetrics { samples + "# EOF\n" } else { samples }
     }
     fn flow_log(&self) -> Arc<FlowLog> {
         self.flows.clone()
@@ -63,6 +66,12 @@ impl View for Agent {
     fn dump(&self) -> String {
         "{}".to_owned()
     }
+    fn config_dump(&self) -> String {
+        "{\"workloads\":[]}".to_owned()
+    }
+    fn quit(&self) {
+        self.quits.fetch_add(1, Ordering::Relaxed);
+    }
     fn explain(&self, from: &str, to: &str) -> Result<String, String> {
         if from.is_empty() { Err("nobody".to_owned()) } else { Ok(format!("{from} {to}")) }
     }
@@ -71,20 +80,46 @@ impl View for Agent {
     }
 }
 
+fn agent() -> Arc<Agent> {
+    let log = LogControl::new("info", |_| Ok(()));
+    Arc::new(Agent { flows: Arc::new(FlowLog::new("n1")), log, quits: Arc::default() })
+}
+
 /// A server on a socket of its own, and the log of flows behind it.
 async fn served() -> (Arc<FlowLog>, PathBuf, tempfile::TempDir) {
+    let agent = agent();
+    let (path, dir) = serve_unix(agent.clone());
+    (agent.flows.clone(), path, dir)
+}
+
+fn serve_unix(view: Arc<dyn View>) -> (PathBuf, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
-    let flows = Arc::new(FlowLog::new("n1"));
-    let log = LogControl::new("info", |_| Ok(()));
-    let view: Arc<dyn View> = Arc::new(Agent { flows: flows.clone(), log });
     let unix = socket::bind_unix(&path).unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = unix.accept().await {
             spawn_connection(stream, view.clone(), Audience::Operator);
         }
     });
-    (flows, path, dir)
+    (path, dir)
+}
+
+/// A port as istioctl's, and what serves there.
+async fn serve_port() -> (Arc<Agent>, SocketAddr) {
+    let agent = agent();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(accept_tcp(listener, agent.clone(), Audience::Istioctl, CancellationToken::new()));
+    (agent, address)
+}
+
+/// The whole answer to these bytes.
+async fn ask_port(address: SocketAddr, request: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    answer
 }
 
 /// The status and the body of the answer to these bytes.
@@ -136,6 +171,13 @@ async fn a_bad_request_is_answered_and_the_next_one_too() {
         ("DELETE /dump HTTP/1.0\r\n\r\n".to_owned(), 405),
         ("POST /flows HTTP/1.0\r\n\r\n".to_owned(), 405),
         ("PUT /log HTTP/1.0\r\n\r\n".to_owned(), 405),
+        ("GET /quitquitquit HTTP/1.0\r\n\r\n".to_owned(), 405),
+        ("GET /logging?level=debug HTTP/1.0\r\n\r\n".to_owned(), 405),
+        ("POST /logging?level=loud HTTP/1.0\r\n\r\n".to_owned(), 400),
+        ("POST /config_dump HTTP/1.0\r\n\r\n".to_owned(), 405),
+        ("GET /debug/pprof/heap HTTP/1.0\r\n\r\n".to_owned(), 501),
+        ("GET /debug/pprof/profile?seconds=0 HTTP/1.0\r\n\r\n".to_owned(), 400),
+        ("GET /debug/pprof/profile?seconds=301 HTTP/1.0\r\n\r\n".to_owned(), 400),
         ("GET /log?filter=debug HTTP/1.0\r\n\r\n".to_owned(), 400),
         ("POST /log?filter=loud HTTP/1.0\r\n\r\n".to_owned(), 400),
         ("GET /explain?to=%zz HTTP/1.0\r\n\r\n".to_owned(), 400),
@@ -234,6 +276,101 @@ async fn a_follower_that_is_too_slow_is_told_how_many_it_missed() {
     }
     assert!(lost > 0);
     assert_eq!(seen.len() as u64 + lost, total);
+}
+
+#[tokio::test]
+async fn the_admin_port_serves_what_istioctl_asks_and_nothing_that_harms() {
+    let (agent, address) = serve_port().await;
+    let host = format!("Host: localhost:{}\r\n", address.port());
+    let status = async |line: &str, headers: &str| {
+        let answer = ask_port(address, &format!("{line} HTTP/1.0\r\n{headers}\r\n")).await;
+        let answer = String::from_utf8(answer).unwrap();
+        (answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap(), answer)
+    };
+    for line in ["GET /", "GET /config_dump", "POST /logging", "POST /logging?level=debug&reset"] {
+        assert_eq!(status(line, &host).await.0, 200, "{line}");
+    }
+    assert!(status("POST /logging?level=access:debug,info", &host).await.1.ends_with("access=debug,info\n"));
+    for line in [
+        "POST /quitquitquit",
+        "GET /debug/pprof/profile?seconds=1",
+        "GET /dump",
+        "GET /flows",
+        "GET /log",
+        "GET /metrics",
+        "GET /healthz/ready",
+        "GET /nothing",
+    ] {
+        assert_eq!(status(line, &host).await.0, 404, "{line}");
+    }
+    assert!(status("POST /quitquitquit", &host).await.1.contains("unix socket only"));
+    assert_eq!(agent.quits.load(Ordering::Relaxed), 0);
+    for (line, headers) in [
+        ("GET /config_dump", "Host: evil.example\r\n"),
+        ("GET /config_dump", ""),
+        ("POST /logging?level=off", "Host: localhost\r\nOrigin: http://evil.example\r\n"),
+    ] {
+        assert_eq!(status(line, headers).await.0, 403, "{line} {headers}");
+    }
+    assert_eq!(agent.log.state().filter, "access=debug,info");
+}
+
+#[tokio::test]
+async fn quit_is_asked_for_by_post_and_again_without_harm() {
+    let agent = agent();
+    let (path, _dir) = serve_unix(agent.clone());
+    for times in 1..=2 {
+        let (status, body) = ask(&path, b"POST /quitquitquit HTTP/1.0\r\n\r\n").await;
+        assert_eq!((status, body.starts_with("stopping")), (200, true));
+        assert_eq!(agent.quits.load(Ordering::Relaxed), times);
+    }
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_form_and_the_coding_that_were_asked_for() {
+    let (path, _dir) = serve_unix(agent());
+    let get = async |headers: &str| {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(format!("GET /metrics HTTP/1.0\r\n{headers}\r\n").as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+        (String::from_utf8(answer[..end].to_vec()).unwrap().to_lowercase(), answer[end + 4..].to_vec())
+    };
+    let (head, plain) = get("").await;
+    assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+    assert!(!head.contains("content-encoding"), "{head}");
+    let accept = "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.1\r\nAccept-Encoding: gzip\r\n";
+    let (head, packed) = get(accept).await;
+    assert!(
+        head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        "{head}"
+    );
+    assert!(
+        head.contains("content-encoding: gzip") && head.contains("vary: accept, accept-encoding"),
+        "{head}"
+    );
+    let mut text = String::new();
+    io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&packed[..]), &mut text).unwrap();
+    assert_eq!(text.into_bytes(), [&plain[..], b"# EOF\n"].concat());
+}
+
+#[tokio::test]
+async fn a_profile_ends_with_its_reader_and_a_second_one_is_turned_away() {
+    let _alone = crate::profile::tests::ALONE.lock().await;
+    let (path, _dir) = serve_unix(agent());
+    let mut first = UnixStream::connect(&path).await.unwrap();
+    first.write_all(b"GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let second =
+        async || ask(&path, b"GET /debug/pprof/profile?seconds=1&format=folded HTTP/1.0\r\n\r\n").await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while second().await.0 != 503 {
+        assert!(tokio::time::Instant::now() < deadline, "nobody is turned away");
+    }
+    drop(first);
+    while second().await.0 != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "the first profile goes on");
+    }
 }
 
 #[tokio::test]

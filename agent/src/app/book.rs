@@ -125,8 +125,7 @@ fn guess(snapshot: &Snapshot, server: SocketAddr) -> Option<&Service> {
             TargetPort::Name(name) => workload.port_named(name) == Some(server.port()),
         })
     };
-    let services =
-        snapshot.mesh.services.iter().filter(|service| workload.services.contains(&service.full_name()));
+    let services = snapshot.mesh.services.iter().filter(|service| workload.services.contains(&service.key()));
     services
         .filter(leads_here)
         .min_by_key(|service| (service.namespace != workload.namespace, &service.namespace, &service.name))

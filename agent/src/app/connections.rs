@@ -20,37 +20,37 @@ use crate::telemetry::flows::{FlowRecord, from_tunnel};
 #[derive(Clone, Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ConnectionRow {
     /// The pod's namespace.
-    namespace: String,
+    pub(super) namespace: String,
     /// `namespace/name` of the pod of this node.
-    workload: String,
+    pub(super) workload: String,
     /// `Inbound` when the pod accepted it, `Outbound` when it opened it.
-    direction: &'static str,
+    pub(super) direction: &'static str,
     /// The pod's end.
-    local: SocketAddr,
+    pub(super) local: SocketAddr,
     /// The other end.
-    remote: SocketAddr,
+    pub(super) remote: SocketAddr,
     /// `namespace/name:port` of the other end, empty when it is no pod of the mesh.
-    remote_name: String,
+    pub(super) remote_name: String,
     /// What the pod asked for, where it opened it.
-    remote_target: Option<SocketAddr>,
+    pub(super) remote_target: Option<SocketAddr>,
     /// `namespace/name:port` of the service behind that; empty when it is none.
-    remote_target_name: String,
+    pub(super) remote_target_name: String,
     /// `HBONE` through a tunnel, else `TCP`.
-    protocol: &'static str,
+    pub(super) protocol: &'static str,
     /// `direct`, `tunnel`, or `passthrough` in plaintext.
-    path: &'static str,
+    pub(super) path: &'static str,
     /// The client's SPIFFE id; empty when it proved none.
-    source_identity: String,
+    pub(super) source_identity: String,
     /// The server's SPIFFE id.
-    destination_identity: String,
+    pub(super) destination_identity: String,
     /// From client to server, so far; unknown when it stays in the kernel.
-    bytes_sent: Option<u64>,
+    pub(super) bytes_sent: Option<u64>,
     /// From server to client, so far.
-    bytes_received: Option<u64>,
+    pub(super) bytes_received: Option<u64>,
     /// RFC 3339.
-    opened: String,
+    pub(super) opened: String,
     /// How long ago that was.
-    age_seconds: u64,
+    pub(super) age_seconds: u64,
 }
 
 /// All of them, by workload.

@@ -1,5 +1,6 @@
 //! What the kernel reports: told to the observer, and what it cannot end by itself is ended.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,10 +10,13 @@ use culvert_common::{Counter, FlowEvent, Hook, Path};
 use tokio::sync::watch;
 
 use super::observe::Observer;
+use super::view::State;
 use crate::bpf::{EventStream, Kernel};
 use crate::model::Snapshot;
 use crate::pods::PodSockets;
 
+/// How long to wait after events could not be read.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long events wait for the first names at most.
 const FIRST_NAMES: Duration = Duration::from_secs(5);
 
@@ -47,11 +51,13 @@ pub(super) fn read(
     mut names: watch::Receiver<Arc<Snapshot>>,
     sockets: Arc<PodSockets>,
     untracked: Arc<Untracked>,
+    status: watch::Sender<State>,
 ) -> Result<()> {
     let mut events = EventStream::open(kernel).context("opening the event ring")?;
     tokio::spawn(async move {
         // What happened while no agent ran is told by its names, if they are known soon.
         let _ = tokio::time::timeout(FIRST_NAMES, names.changed()).await;
+        let mut ear = Ear::new(status);
         loop {
             let result = events.read(|mut event| {
                 if event.hook == Hook::Untracked as u32 {
@@ -61,13 +67,40 @@ pub(super) fn read(
                 }
                 observer.kernel(event);
             });
-            if let Err(error) = result.await {
-                tracing::error!(%error, "the event ring cannot be read any more: flows are lost");
-                return;
+            if let Some(pause) = ear.heard(result.await) {
+                tokio::time::sleep(pause).await;
             }
         }
     });
     Ok(())
+}
+
+/// Whether events can be read. Flow records and the ends of connections without room depend on it.
+struct Ear {
+    status: watch::Sender<State>,
+    deaf: bool,
+}
+
+impl Ear {
+    fn new(status: watch::Sender<State>) -> Self {
+        Self { status, deaf: false }
+    }
+
+    /// Tells of a change; returns how long to wait before the next try.
+    fn heard(&mut self, result: io::Result<()>) -> Option<Duration> {
+        let error = result.err();
+        if error.is_some() != self.deaf {
+            self.deaf = error.is_some();
+            match &error {
+                Some(error) => {
+                    tracing::error!(%error, "the event ring cannot be read: flows are lost; trying again")
+                }
+                None => tracing::info!("the event ring is read again"),
+            }
+            self.status.send_modify(|state| state.deaf = error.as_ref().map(ToString::to_string));
+        }
+        error.map(|_| AGAIN)
+    }
 }
 
 /// Destroys the connection that the programs could not keep in sight; the event becomes the record of that.
@@ -92,5 +125,23 @@ fn give_up(event: &FlowEvent, sockets: &PodSockets) {
     let (client, server) = (event.tuple.source().into(), event.tuple.destination().into());
     if let Err(error) = sockets.destroy(event.netns, event.socket, client, server) {
         tracing::debug!(%client, %server, %error, "a connection that cannot open is left to its timeout");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_hears_nothing_says_so_until_it_hears_again() {
+        let (status, state) = watch::channel(State::default());
+        let mut ear = Ear::new(status);
+        assert_eq!(ear.heard(Ok(())), None);
+        for _ in 0..2 {
+            assert_eq!(ear.heard(Err(io::Error::from_raw_os_error(9))), Some(AGAIN));
+            assert!(state.borrow().deaf.as_ref().is_some_and(|why| why.contains("Bad file descriptor")));
+        }
+        assert_eq!(ear.heard(Ok(())), None);
+        assert_eq!(state.borrow().deaf, None);
     }
 }

@@ -12,6 +12,7 @@ use culvert_common::{Decision, Reason, Tuple, decide};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 use super::limits::{self, Limits};
 use super::observe::Observer;
@@ -48,6 +49,8 @@ pub(super) struct Parts {
     pub(super) observer: Arc<Observer>,
     pub(super) publish: watch::Sender<Arc<Snapshot>>,
     pub(super) status: watch::Sender<State>,
+    /// Whether it was asked to stop.
+    pub(super) quit: CancellationToken,
     /// When the start began.
     pub(super) begun: Instant,
     /// How long connections from before a pod joined may go on; `None`: as long as they like.
@@ -107,6 +110,7 @@ impl Node {
             let dirty = tokio::select! {
                 _ = terminate.recv() => { if self.told_to_stop() { break } false }
                 _ = interrupt.recv() => { if self.told_to_stop() { break } false }
+                () = self.parts.quit.cancelled(), if self.draining.is_none() => { self.told_to_stop(); false }
                 () = ended(&mut self.draining) => break,
                 batch = updates.recv() => {
                     let batch = batch.context("the control source ended")?;
@@ -126,6 +130,7 @@ impl Node {
                 _ = rounds.tick() => {
                     let ended = self.parts.limits.look(&self.parts.pods);
                     self.report_ended(ended, false);
+                    self.look_at_programs();
                     false
                 }
                 () = until(self.rechecks.front().copied()) => {
@@ -231,6 +236,21 @@ impl Node {
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the programs of an earlier agent could not be removed"),
         }
+    }
+
+    /// Tells when programs are no longer attached, and when they are again.
+    fn look_at_programs(&self) {
+        let detached = self.parts.kernel.detached();
+        if detached == self.parts.status.borrow().detached {
+            return;
+        }
+        for what in &detached {
+            tracing::error!("{what}");
+        }
+        if detached.is_empty() {
+            tracing::info!("every BPF program is attached again");
+        }
+        self.parts.status.send_modify(|state| state.detached = detached);
     }
 
     /// The last good state stays in force; the change is tried again.

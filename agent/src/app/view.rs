@@ -6,19 +6,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use culvert_common::Counter;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
+use super::connections::ConnectionRow;
 use super::explain::Explainer;
 use super::observe::Observer;
-use super::{connections, redirection};
+use super::{config_dump, connections, redirection};
 use crate::admin::View;
 use crate::bpf::{Kernel, Short};
 use crate::cli::SameNode;
 use crate::control::Report;
-use crate::identity::CertStore;
+use crate::identity::{CertInfo, CertStore};
 use crate::model::Snapshot;
 use crate::pods::PodState;
 use crate::policy::Finding;
 use crate::proxy::Shared;
+use crate::telemetry::exposition::Format;
 use crate::telemetry::flows::{FlowLog, FlowRecord, Names};
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::Metrics;
@@ -32,6 +35,10 @@ pub(super) struct State {
     pub(super) draining: bool,
     /// Why the last change could not be put in force, as long as that holds.
     pub(super) stuck: Option<String>,
+    /// What of the programs is not attached any more.
+    pub(super) detached: Vec<String>,
+    /// Why the kernel's events cannot be read, as long as that holds.
+    pub(super) deaf: Option<String>,
     /// The maps that have no room for everything.
     pub(super) short: Vec<Short>,
     pub(super) pods: Vec<PodState>,
@@ -49,6 +56,8 @@ pub(super) struct Published {
     pub(super) certs: CertStore,
     pub(super) same_node: SameNode,
     pub(super) log: LogControl,
+    /// Told when the agent is to stop.
+    pub(super) quit: CancellationToken,
 }
 
 impl View for Published {
@@ -60,10 +69,13 @@ impl View for Published {
         let first = (!state.reconciled).then(|| "first state from the control source".to_owned());
         let short = state.short.iter().map(ToString::to_string);
         let stuck = state.stuck.iter().map(|error| format!("the last change: {error}"));
-        first.into_iter().chain(stuck).chain(short).collect()
+        let deaf = state.deaf.iter().map(|error| format!("the kernel's events: {error}"));
+        let certificates = uncertified(&self.certs.list());
+        let detached = state.detached.iter().cloned();
+        first.into_iter().chain(stuck).chain(short).chain(detached).chain(deaf).chain(certificates).collect()
     }
 
-    fn metrics(&self) -> String {
+    fn metrics(&self, format: Format) -> String {
         let state = self.state.borrow();
         let count = |wanted: &str| state.pods.iter().filter(|pod| pod.state == wanted).count() as u64;
         let counters = &self.proxy.counters;
@@ -97,7 +109,7 @@ impl View for Published {
             maps: self.kernel.maps.usage().unwrap_or_default(),
             policies: self.snapshots.borrow().compiled.notes.tallies(|id| self.kernel.maps.note_count(id)),
         };
-        metrics.render(self.observer.traffic())
+        metrics.render(self.observer.traffic(), format)
     }
 
     fn flow_log(&self) -> Arc<FlowLog> {
@@ -145,10 +157,6 @@ impl View for Published {
             .into_iter()
             .map(|(program, count)| json!({"program": program, "verified_instructions": count}))
             .collect();
-        let connections = connections::all(&snapshot, &self.kernel, &self.proxy).unwrap_or_else(|error| {
-            tracing::error!(%error, "the kernel's open connections cannot be read: the dump has none");
-            Vec::new()
-        });
         let dump = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": snapshot.mesh.settings.node,
@@ -159,7 +167,7 @@ impl View for Published {
             "certificates": self.certs.list(),
             "identities": identities,
             "pods": state.pods,
-            "connections": connections,
+            "connections": self.connections(&snapshot),
             "source": state.source,
             "pending": self.pending(),
             "maps": self.kernel.maps.usage().unwrap_or_default(),
@@ -171,6 +179,36 @@ impl View for Published {
         });
         format!("{dump:#}\n")
     }
+
+    fn config_dump(&self) -> String {
+        let snapshot = self.snapshots.borrow().clone();
+        let state = self.state.borrow().clone();
+        let connections = self.connections(&snapshot);
+        format!("{:#}\n", config_dump::dump(&snapshot.mesh, &state, &self.certs, &connections))
+    }
+
+    fn quit(&self) {
+        self.quit.cancel();
+    }
+}
+
+impl Published {
+    fn connections(&self, snapshot: &Snapshot) -> Vec<ConnectionRow> {
+        connections::all(snapshot, &self.kernel, &self.proxy).unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel's open connections cannot be read: the dump has none");
+            Vec::new()
+        })
+    }
+}
+
+/// When no pod of this node has a certificate: none can have a tunnel. Those that wait for their first are not counted.
+fn uncertified(certificates: &[CertInfo]) -> Option<String> {
+    let used = || certificates.iter().filter(|cert| cert.users > 0);
+    if used().any(|cert| cert.valid) {
+        return None;
+    }
+    let why = used().find(|cert| !cert.error.is_empty())?;
+    Some(format!("a certificate for any of {} identities: {}", used().count(), why.error))
 }
 
 /// Both kinds of policies, with what is notable about each.
@@ -195,4 +233,68 @@ fn policies(snapshot: &Snapshot) -> Vec<Value> {
                          "action": policy.mode, "scope": scope, "notes": notes(policy.findings(root))}));
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::identity::{
+        Ca, CaFiles, CaService, Compliance, EmbeddedCa, RemoteCa, RemoteConfig, ServiceConfig, SpiffeId,
+    };
+
+    /// A certificate store whose CA listens at `address`, or does not.
+    fn store(dir: &std::path::Path, address: &str) -> CertStore {
+        let config = RemoteConfig {
+            address: address.to_owned(),
+            root: dir.join("ca.crt"),
+            token: dir.join("token"),
+            cluster: "Kubernetes".to_owned(),
+            ttl: Duration::from_secs(3600),
+            compliance: Compliance::None,
+        };
+        CertStore::new(Ca::Remote(RemoteCa::new(config).unwrap()))
+    }
+
+    fn service(dir: &std::path::Path) -> CaService {
+        let files = CaFiles { cert: dir.join("ca.crt"), key: dir.join("ca.key"), root: None, chain: None };
+        let config = ServiceConfig {
+            token: dir.join("token"),
+            trust_domains: vec!["cluster.local".to_owned()],
+            longest: Duration::from_secs(3600),
+            names: vec!["127.0.0.1".to_owned()],
+            compliance: Compliance::None,
+        };
+        CaService::new(EmbeddedCa::open_files(files, Duration::from_secs(3600)).unwrap(), config).unwrap()
+    }
+
+    async fn within(limit: Duration, done: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < limit, "not within {limit:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_without_any_certificate_is_not_ready_until_it_has_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("token"), "a-token-of-a-test").unwrap();
+        let service = Arc::new(service(dir.path()));
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let certs = store(dir.path(), &address.to_string());
+        assert_eq!(uncertified(&certs.list()), None, "nobody needs one");
+        let _lease = certs.lease(&SpiffeId::new("cluster.local", "shop", "web"));
+        let why = || uncertified(&certs.list());
+        within(Duration::from_secs(5), || why().is_some()).await;
+        let text = why().unwrap_or_default();
+        assert!(
+            text.starts_with("a certificate for any of 1 identities: ")
+                && text.contains(&address.to_string()),
+            "{text}"
+        );
+        tokio::spawn(service.serve(tokio::net::TcpListener::bind(address).await.unwrap()));
+        within(Duration::from_secs(10), || why().is_none()).await;
+    }
 }

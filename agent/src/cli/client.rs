@@ -54,9 +54,17 @@ pub(super) async fn get(socket: &Path, path: &str) -> Result<String> {
 ///
 /// As [`get`].
 pub(super) async fn ask(socket: &Path, method: Method, path: &str) -> Result<String> {
+    String::from_utf8(bytes(socket, method, path).await?.into()).context("the agent's answer is not text")
+}
+
+/// As [`ask`], whatever the body is.
+///
+/// # Errors
+///
+/// As [`get`].
+pub(super) async fn bytes(socket: &Path, method: Method, path: &str) -> Result<Bytes> {
     let body = send(socket, method, path).await?;
-    let body = body.collect().await.context("the agent's answer broke off")?.to_bytes();
-    String::from_utf8(body.to_vec()).context("the agent's answer is not text")
+    Ok(body.collect().await.context("the agent's answer broke off")?.to_bytes())
 }
 
 /// The body of an answer that is no error, as it comes.

@@ -101,13 +101,12 @@ pub(super) async fn connect(
         let (settings, finding) = cert.connecting(&destination.expected);
         let connector = TlsConnector::from(settings);
         let name = ServerName::IpAddress(address.ip().into()); // not sent, not checked
-        let mut tls =
-            connector.connect(name, ReadAhead::new(tcp)).await.map_err(|error| {
-                match PeerError::find(&error) {
-                    Some(source) => OpenError::WrongPeer { address, source },
-                    None => broken(explain(&error, &finding)),
-                }
-            })?;
+        let mut tls = connector.connect(name, ReadAhead::new(tcp)).await.map_err(|error| {
+            match PeerError::find(&error) {
+                Some(source) => OpenError::WrongPeer { address, source },
+                None => broken(explain(&error, &finding)),
+            }
+        })?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(broken("the peer does not speak HTTP/2 (ALPN h2) there".to_owned()));
         }

@@ -8,7 +8,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Ca, CaError, Compliance, Revocations, SpiffeId, WorkloadCert};
+use super::{Ca, CaError, Compliance, PublicChain, Revocations, SpiffeId, WorkloadCert};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(150);
@@ -198,6 +198,12 @@ impl CertStore {
             .collect();
         list.sort_by(|a, b| a.identity.cmp(&b.identity));
         list
+    }
+
+    /// The certificates behind [`CertStore::list`], by identity; those that have none are left out.
+    pub fn chains(&self) -> HashMap<SpiffeId, PublicChain> {
+        let chain = |entry: &Entry| entry.state.borrow().current.as_ref().map(|cert| cert.public().clone());
+        self.entries().iter().filter_map(|(id, entry)| Some((id.clone(), chain(entry)?))).collect()
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<SpiffeId, Entry>> {

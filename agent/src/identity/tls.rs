@@ -27,6 +27,7 @@ pub struct WorkloadCert {
     serial: String,
     not_before: SystemTime,
     not_after: SystemTime,
+    public: PublicChain,
     roots: Arc<RootCertStore>,
     clients: ClientVerifier,
     algorithms: WebPkiSupportedAlgorithms,
@@ -35,6 +36,15 @@ pub struct WorkloadCert {
     server: ConfigBuilder<ServerConfig, WantsVerifier>,
     resolver: Arc<SingleCertAndKey>,
     client: ClientConfig,
+}
+
+/// The certificates that peers are shown, and those that vouch for them. No key.
+#[derive(Clone, Debug)]
+pub struct PublicChain {
+    /// The leaf first; the root is left out.
+    pub chain: Arc<[CertificateDer<'static>]>,
+    /// The roots that peers are checked against.
+    pub roots: Arc<[CertificateDer<'static>]>,
 }
 
 impl fmt::Debug for WorkloadCert {
@@ -57,6 +67,7 @@ impl WorkloadCert {
     ) -> Result<Self, rustls::Error> {
         let provider = crypto::provider(rules.compliance);
         let algorithms = provider.signature_verification_algorithms;
+        let public = PublicChain { chain: signed.chain.clone().into(), roots: signed.roots.clone().into() };
         let mut roots = RootCertStore::empty();
         for root in signed.roots {
             roots.add(root)?;
@@ -90,6 +101,7 @@ impl WorkloadCert {
             serial,
             not_before,
             not_after,
+            public,
             roots,
             clients,
             algorithms,
@@ -103,6 +115,11 @@ impl WorkloadCert {
     /// Whose it is.
     pub fn identity(&self) -> &SpiffeId {
         &self.identity
+    }
+
+    /// What anybody may see of it.
+    pub fn public(&self) -> &PublicChain {
+        &self.public
     }
 
     /// Serial number, hexadecimal.

@@ -1,11 +1,11 @@
-//! What `/metrics` serves beside the traffic: what the kernel counted, what the relay carried, how the agent fares. Prometheus text
-//! format 0.0.4.
+//! What `/metrics` serves beside the traffic: what the kernel counted, what the relay carried, how the agent fares.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use culvert_common::Counter;
 
+use super::exposition::{Exposition, Format};
 use super::labels::Escaped;
 use super::process;
 use super::traffic::Traffic;
@@ -58,20 +58,15 @@ pub struct Metrics {
 
 impl Metrics {
     /// The text that `/metrics` serves.
-    pub fn render(&self, traffic: &Traffic) -> String {
-        let mut text = String::new();
-        header(&mut text, "istio_build", "gauge", "The version of this agent.");
-        let _ = writeln!(text, "istio_build{{component=\"culvert\",tag=\"{}\"}} 1", Escaped(VERSION));
-        traffic.render(&mut text);
-        header(
-            &mut text,
-            "culvert_kernel_connections_total",
-            "counter",
-            "Decisions of the BPF programs, by kind.",
-        );
+    pub fn render(&self, traffic: &Traffic, format: Format) -> String {
+        let mut out = Exposition::new(format);
+        out.family("istio_build", "gauge", "The version of this agent.");
+        let _ = writeln!(out, "istio_build{{component=\"culvert\",tag=\"{}\"}} 1", Escaped(VERSION));
+        traffic.render(&mut out);
+        out.family("culvert_kernel_connections_total", "counter", "Decisions of the BPF programs, by kind.");
         for (counter, value) in &self.kernel {
             let _ =
-                writeln!(text, "culvert_kernel_connections_total{{kind=\"{}\"}} {value}", counter.as_str());
+                writeln!(out, "culvert_kernel_connections_total{{kind=\"{}\"}} {value}", counter.as_str());
         }
         let single = [
             (
@@ -151,34 +146,33 @@ impl Metrics {
             ),
         ];
         for (name, kind, help, value) in single {
-            header(&mut text, name, kind, help);
-            let _ = writeln!(text, "{name} {value}");
+            out.family(name, kind, help);
+            let _ = writeln!(out, "{name} {value}");
         }
-        self.render_maps(&mut text);
-        self.render_policies(&mut text);
-        self.render_certificates(&mut text);
-        process::render(&mut text);
-        text
+        self.render_maps(&mut out);
+        self.render_policies(&mut out);
+        self.render_certificates(&mut out);
+        process::render(&mut out);
+        out.finish()
     }
 
-    fn render_certificates(&self, text: &mut String) {
+    fn render_certificates(&self, out: &mut Exposition) {
         let name = "culvert_certificate_expiry_timestamp_seconds";
-        header(
-            text,
+        out.family(
             name,
             "gauge",
             "When an identity's certificate ends, in seconds since 1970; 0: it has none.",
         );
         for (identity, end) in &self.certificates {
-            let _ = writeln!(text, "{name}{{identity=\"{}\"}} {}", Escaped(identity), end.unwrap_or(0));
+            let _ = writeln!(out, "{name}{{identity=\"{}\"}} {}", Escaped(identity), end.unwrap_or(0));
         }
     }
 
-    fn render_maps(&self, text: &mut String) {
+    fn render_maps(&self, out: &mut Exposition) {
         let mut series = |name: &str, help: &str, value: fn(&Usage) -> usize| {
-            header(text, name, "gauge", help);
+            out.family(name, "gauge", help);
             for usage in &self.maps {
-                let _ = writeln!(text, "{name}{{map=\"{}\"}} {}", usage.map, value(usage));
+                let _ = writeln!(out, "{name}{{map=\"{}\"}} {}", usage.map, value(usage));
             }
         };
         series("culvert_map_entries", "Entries of a BPF map.", |usage| usage.entries);
@@ -187,11 +181,11 @@ impl Metrics {
         });
     }
 
-    fn render_policies(&self, text: &mut String) {
+    fn render_policies(&self, out: &mut Exposition) {
         let mut series = |name: &str, help: &str, value: fn(&Tally) -> u64| {
-            header(text, name, "counter", help);
+            out.family(name, "counter", help);
             for (policy, tally) in self.policies.iter().filter(|(_, tally)| value(tally) > 0) {
-                let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {}", value(tally));
+                let _ = writeln!(out, "{name}{{policy=\"{policy}\"}} {}", value(tally));
             }
         };
         series("culvert_policy_audit_matches_total", "Connections that an AUDIT policy matched.", |t| {
@@ -213,10 +207,6 @@ impl Metrics {
     }
 }
 
-pub(super) fn header(text: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,7 +214,8 @@ mod tests {
     #[test]
     fn every_kernel_counter_is_a_series() {
         let kernel = Counter::ALL.iter().map(|c| (*c, 3)).collect();
-        let text = Metrics { kernel, relayed_bytes: 7, ..Metrics::default() }.render(&Traffic::new(1));
+        let text = Metrics { kernel, relayed_bytes: 7, ..Metrics::default() }
+            .render(&Traffic::new(1), Format::Prometheus);
         for counter in Counter::ALL {
             assert!(text.contains(&format!("{{kind=\"{}\"}} 3\n", counter.as_str())));
         }
@@ -234,7 +225,7 @@ mod tests {
     #[test]
     fn a_map_has_its_entries_and_its_room() {
         let maps = vec![Usage { map: "pods", entries: 3, capacity: 1024, high: false }];
-        let text = Metrics { maps, ..Metrics::default() }.render(&Traffic::new(1));
+        let text = Metrics { maps, ..Metrics::default() }.render(&Traffic::new(1), Format::Prometheus);
         assert!(text.contains("\nculvert_map_entries{map=\"pods\"} 3\n"));
         assert!(text.contains("\nculvert_map_max_entries{map=\"pods\"} 1024\n"));
     }
@@ -243,7 +234,7 @@ mod tests {
     fn a_policy_has_the_series_in_which_it_counts() {
         let tally = Tally { audited: 2, ..Tally::default() };
         let text = Metrics { policies: [("a/p".to_owned(), tally)].into(), ..Metrics::default() }
-            .render(&Traffic::new(1));
+            .render(&Traffic::new(1), Format::Prometheus);
         assert!(text.contains("culvert_policy_audit_matches_total{policy=\"a/p\"} 2\n"));
         assert!(!text.contains("dry_run_matches_total{"));
     }

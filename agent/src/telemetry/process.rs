@@ -5,10 +5,10 @@ use std::fs;
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 
-use super::metrics::header;
+use super::exposition::Exposition;
 
 /// Appends the process's figures; one that cannot be read is left out.
-pub fn render(out: &mut String) {
+pub fn render(out: &mut Exposition) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let size = |field: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(field))?;
@@ -30,7 +30,7 @@ pub fn render(out: &mut String) {
     ];
     for (name, kind, help, value) in rows {
         if let Some(value) = value {
-            header(out, name, kind, help);
+            out.family(name, kind, help);
             let _ = writeln!(out, "{name} {value}");
         }
     }
@@ -38,10 +38,13 @@ pub fn render(out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use crate::telemetry::exposition::Format;
+
     #[test]
     fn every_figure_is_there() {
-        let mut text = String::new();
-        super::render(&mut text);
+        let mut out = super::Exposition::new(Format::Prometheus);
+        super::render(&mut out);
+        let text = out.finish();
         for name in
             ["resident_memory_bytes", "virtual_memory_bytes", "open_fds", "max_fds", "cpu_seconds_total"]
         {

@@ -9,8 +9,8 @@ use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::exposition::Exposition;
 use super::labels::{Escaped, Flags, Labels, Reporter};
-use super::metrics::header;
 
 /// How long a series without open connections is kept for certain.
 pub const IDLE: Duration = Duration::from_secs(600);
@@ -163,7 +163,7 @@ impl Traffic {
     }
 
     /// The text of all series.
-    pub fn render(&self, out: &mut String) {
+    pub fn render(&self, out: &mut Exposition) {
         self.lock().render(out, self.limit);
     }
 }
@@ -208,7 +208,7 @@ impl Inner {
         self.forgotten += (before - self.series.len()) as u64;
     }
 
-    fn render(&self, out: &mut String, limit: usize) {
+    fn render(&self, out: &mut Exposition, limit: usize) {
         let mut rows: Vec<(String, &Series)> = Vec::new();
         for (labels, series) in self.series.iter().chain(&self.overflow) {
             let mut text = String::new();
@@ -218,7 +218,7 @@ impl Inner {
         }
         rows.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, help, value) in FAMILIES {
-            header(out, name, "counter", help);
+            out.family(name, "counter", help);
             for (labels, series) in &rows {
                 for (n, flags) in FLAGS.iter().enumerate() {
                     if let Some(value) = value(series, n) {
@@ -251,14 +251,14 @@ impl Inner {
             ),
         ];
         for (name, kind, help, value) in single {
-            header(out, name, kind, help);
+            out.family(name, kind, help);
             let _ = writeln!(out, "{name} {value}");
         }
     }
 
-    fn render_refusals(&self, out: &mut String) {
+    fn render_refusals(&self, out: &mut Exposition) {
         let name = "culvert_refusals_total";
-        header(out, name, "counter", "Connections refused, and open ones ended, by reason and policy.");
+        out.family(name, "counter", "Connections refused, and open ones ended, by reason and policy.");
         let mut rows: Vec<_> = self.refusals.iter().collect();
         rows.sort_by_key(|(refusal, _)| {
             (refusal.reporter.as_str(), refusal.stage, refusal.reason, &refusal.policy)
@@ -276,6 +276,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::exposition::Format;
     use crate::telemetry::labels::{Peer, ServiceName};
 
     fn labels(principal: &str) -> Labels {
@@ -297,9 +298,9 @@ mod tests {
     }
 
     fn text(traffic: &Traffic) -> String {
-        let mut text = String::new();
-        traffic.render(&mut text);
-        text
+        let mut out = Exposition::new(Format::Prometheus);
+        traffic.render(&mut out);
+        out.finish()
     }
 
     #[test]
