@@ -67,13 +67,16 @@ pub(super) fn read(
                 }
                 observer.kernel(event);
             });
-            if let Some(pause) = ear.heard(result.await) {
-                tokio::time::sleep(pause).await;
-            }
+            let pause = ear.heard(result.await).unwrap_or(GATHER);
+            tokio::time::sleep(pause).await;
         }
     });
     Ok(())
 }
+
+/// Events gather for so long before they are read again: the kernel wakes the agent for the first one only, not once or more for
+/// each connection. The ring holds some 25,000.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// Whether events can be read. Flow records and the ends of connections without room depend on it.
 struct Ear {
