@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
+use anyhow::{Context, Result, bail, ensure};
 use culvert::control::{Update, manifests};
 use culvert::hbone::{authority, baggage, client_port, forwarded, parse_authority};
 use culvert::identity::SpiffeId;
@@ -37,42 +38,45 @@ const PARTS: [Part; 8] = [
     ("read-headers", "authority and forwarded of a CONNECT", 10_000, read_headers),
 ];
 
-fn main() {
+fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     let (mut json, mut before, mut only) = (None, BTreeMap::new(), Vec::new());
     while let Some(arg) = args.next() {
-        let mut value = || args.next().expect("an option's value");
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
-            "--part" => return run(&value()),
-            "--json" => json = Some(value()),
-            "--compare" => before = read_figures(&value()),
+            "--part" => {
+                run(&value()?);
+                return Ok(());
+            }
+            "--json" => json = Some(value()?),
+            "--compare" => before = read_figures(&value()?)?,
             _ => only.push(arg),
         }
     }
     if let Some(unknown) = only.iter().find(|name| !PARTS.iter().any(|part| part.0 == *name)) {
         let names: Vec<&str> = PARTS.iter().map(|part| part.0).collect();
-        eprintln!("error: there is no part {unknown}; there are: {}", names.join(", "));
-        std::process::exit(2);
+        bail!("there is no part {unknown}; there are: {}", names.join(", "));
     }
     let mut figures = BTreeMap::new();
     let columns = if before.is_empty() { String::new() } else { format!("  {:>14}", "before") };
     println!("{:18} {:>16}{columns}", "part", "instructions");
     for (name, what, times, _) in PARTS {
         if only.is_empty() || only.iter().any(|wanted| wanted == name) {
-            let each = count(name) / times;
+            let each = count(name)? / times;
             println!("{name:18} {each:>16}{}  {what}", change_since(before.get(name).copied(), each));
             figures.insert(name.to_owned(), each);
         }
     }
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&figures).expect("numbers") + "\n";
-        std::fs::write(&path, text).expect("writing the JSON file");
+        let text = serde_json::to_string_pretty(&figures)? + "\n";
+        std::fs::write(&path, text).with_context(|| format!("--json {path}"))?;
     }
+    Ok(())
 }
 
-fn read_figures(path: &str) -> BTreeMap<String, u64> {
-    let text = std::fs::read_to_string(path).expect("the file of --compare");
-    serde_json::from_str(&text).expect("the figures of an earlier --json")
+fn read_figures(path: &str) -> Result<BTreeMap<String, u64>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("--compare {path}"))?;
+    serde_json::from_str(&text).with_context(|| format!("--compare {path} was not written by --json"))
 }
 
 fn change_since(before: Option<u64>, now: u64) -> String {
@@ -86,15 +90,16 @@ fn change_since(before: Option<u64>, now: u64) -> String {
 }
 
 /// Instructions of the part, all its repetitions.
-fn count(name: &str) -> u64 {
-    let program = std::env::current_exe().expect("this program");
+fn count(name: &str) -> Result<u64> {
+    let program = std::env::current_exe()?;
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*::measured*"]);
-    let output = valgrind.arg(program).args(["--part", name]).output().expect("valgrind");
+    let output =
+        valgrind.arg(program).args(["--part", name]).output().context("valgrind cannot be started")?;
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{name}: {text}");
+    ensure!(output.status.success(), "{name}: {text}");
     let collected = text.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse().ok());
-    collected.filter(|count| *count > 0).expect("callgrind's count")
+    collected.filter(|count| *count > 0).with_context(|| format!("callgrind counted nothing of {name}"))
 }
 
 fn run(name: &str) {
