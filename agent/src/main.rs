@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use culvert::cli::{Cli, run};
+use culvert::profile::FollowedAllocator;
+
+/// So that `culvert profile heap` can look at a running agent.
+#[global_allocator]
+static ALLOCATOR: FollowedAllocator = FollowedAllocator;
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {

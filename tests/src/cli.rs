@@ -273,7 +273,9 @@ fn up(args: &UpArgs) -> Result<()> {
     loop {
         if let Ok(text) = fs::read_to_string(dir.join("state.json")) {
             let _ = fs::remove_file(&log_path);
-            return describe(&serde_json::from_str(&text)?);
+            describe(&serde_json::from_str(&text)?);
+            println!("take it down    cargo xtask lab down {name}");
+            return Ok(());
         }
         // `setsid` may have forked: only its failure ends the wait.
         if child.try_wait()?.is_some_and(|status| !status.success()) || Instant::now() > deadline {
@@ -295,12 +297,26 @@ fn supervise(file: &Path, name: &str, culvert: PathBuf) -> Result<()> {
         &scenario,
         Options { culvert: Some(culvert), id: name.to_owned(), ..Options::default() },
     )?;
-    let state = state_of(&lab)?;
+    open_to_others(&lab)?;
+    signals.wait()?;
+    lab.stop()
+}
+
+/// From now on `lab exec` and `lab list` find it.
+fn open_to_others(lab: &Lab) -> Result<Value> {
+    let state = state_of(lab)?;
     let half = lab.dir().join(".state.json");
     fs::write(&half, serde_json::to_string_pretty(&state)?)?;
     fs::rename(half, lab.dir().join("state.json"))?;
-    signals.wait()?;
-    lab.stop()
+    Ok(state)
+}
+
+/// Tells how to use a lab of this process, and leaves it to its user until Enter.
+pub(crate) fn lend(lab: &Lab) -> Result<()> {
+    describe(&open_to_others(lab)?);
+    println!("take it down    press Enter here");
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
 }
 
 fn state_of(lab: &Lab) -> Result<Value> {
@@ -321,7 +337,7 @@ fn state_of(lab: &Lab) -> Result<Value> {
     Ok(json!({"name": lab.id(), "manifests": lab.dir().join("manifests"), "nodes": nodes, "pods": pods}))
 }
 
-fn describe(state: &Value) -> Result<()> {
+fn describe(state: &Value) {
     let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
     let name = text(&state["name"]);
     println!("lab {name} is up\n\nnodes");
@@ -344,8 +360,6 @@ fn describe(state: &Value) -> Result<()> {
     let first = state["pods"][0]["name"].as_str().unwrap_or("namespace/pod");
     println!("\nenter a pod    cargo xtask lab exec {name} {first} -- bash");
     println!("change objects  edit the files in {}", text(&state["manifests"]));
-    println!("take it down    cargo xtask lab down {name}");
-    Ok(())
 }
 
 fn read_state(name: &str) -> Result<Value> {

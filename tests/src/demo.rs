@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::cli::new_id;
+use crate::cli::{self, new_id};
 use crate::expect::{self, Observed};
 use crate::lab::{Lab, Options};
 use crate::runner;
@@ -24,6 +24,9 @@ pub struct DemoArgs {
     /// Wait for Enter after each chapter
     #[arg(long)]
     pub step: bool,
+    /// Keep the lab when all is told, for commands of your own, until Enter
+    #[arg(long)]
+    pub keep: bool,
 }
 
 const CLUSTER: &str = include_str!("demo/cluster.yaml");
@@ -67,6 +70,7 @@ pub fn run(args: &DemoArgs, culvert: PathBuf) -> Result<()> {
         runner::start(&scenario, Options { culvert: Some(culvert), id: new_id(), ..Options::default() })?;
     introduce(&lab, begun.elapsed());
     let told = tell(&mut lab, &chapters, args, &ink).and_then(|()| look_inside(&lab, &ink));
+    let told = told.and_then(|()| if args.keep { keep(&lab) } else { Ok(()) });
     let stopped = lab.stop();
     told?;
     stopped.context("removing the demo's lab")?;
@@ -75,8 +79,13 @@ pub fn run(args: &DemoArgs, culvert: PathBuf) -> Result<()> {
         chapters.len(),
         begun.elapsed().as_secs_f64()
     );
-    println!("Play with it:   cargo xtask lab up tests/scenarios/strict.yaml");
+    println!("Play with it:   cargo xtask demo --keep");
     Ok(())
+}
+
+fn keep(lab: &Lab) -> Result<()> {
+    println!();
+    cli::lend(lab)
 }
 
 fn introduce(lab: &Lab, took: Duration) {

@@ -63,7 +63,12 @@ const PAGES: &[Page] = &[
         OPERATOR,
         "where processor time goes; ?seconds=10&frequency=100&format=pprof|folded",
     ),
-    new("/debug/pprof/heap", GET, OPERATOR, "how to find out where memory goes"),
+    new(
+        "/debug/pprof/heap",
+        GET,
+        OPERATOR,
+        "where memory goes; ?seconds=10 of watching (none with --follow-heap), format=pprof|folded",
+    ),
     new("/quitquitquit", POST, OPERATOR, "stop as on SIGTERM: no new tunnels, open ones may end"),
 ];
 
@@ -113,7 +118,7 @@ async fn page(view: Arc<dyn View>, request: &Parts, audience: Audience) -> Answe
         },
         "/explain" => json(explain(&*view, query)),
         "/debug/pprof/profile" => profiles::cpu(query).await,
-        "/debug/pprof/heap" => profiles::heap(),
+        "/debug/pprof/heap" => profiles::heap(query).await,
         "/quitquitquit" => {
             view.quit();
             text(StatusCode::OK, "stopping: no new tunnels, and open ones may end (--drain)\n")

@@ -1,7 +1,4 @@
-//! `/debug/pprof/profile`: where processor time goes. `/debug/pprof/heap`: how to find out where memory goes.
-//!
-//! The agent has no heap profiler of its own: one that may be switched on must be the allocator from the start. See
-//! `docs/admin.md` for what that would cost.
+//! `/debug/pprof/profile`: where processor time goes. `/debug/pprof/heap`: where memory goes.
 
 use std::time::Duration;
 
@@ -9,7 +6,7 @@ use http::StatusCode;
 
 use super::query::Query;
 use super::reply::{Answer, reply, text};
-use crate::profile::{self, CpuProfile, Form, ProfileError};
+use crate::profile::{self, CpuProfile, Form, HeapProfile, ProfileError};
 
 /// ztunnel's bounds and defaults.
 const LONGEST: u64 = 300;
@@ -17,47 +14,70 @@ const MOST_OFTEN: u64 = 1000;
 
 /// Measures, then answers.
 pub(super) async fn cpu(query: Option<&str>) -> Answer {
-    let wanted = match wanted(query) {
-        Ok(wanted) => wanted,
-        Err(why) => return text(StatusCode::BAD_REQUEST, format!("{why}\n")),
-    };
-    match (profile::cpu(wanted).await, wanted.form) {
-        (Ok(file), Form::Pprof) => reply(StatusCode::OK, "application/octet-stream", file),
-        (Ok(lines), Form::Folded) => text(StatusCode::OK, lines),
-        (Err(error), _) => {
-            let status = match error {
-                ProfileError::Busy => StatusCode::SERVICE_UNAVAILABLE,
-                ProfileError::Kernel(_) => StatusCode::NOT_IMPLEMENTED,
-                ProfileError::Abandoned | ProfileError::Write(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            text(status, format!("{error}\n"))
-        }
+    match cpu_wanted(query) {
+        Ok(wanted) => answer(profile::cpu(wanted).await, wanted.form),
+        Err(why) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
     }
 }
 
-/// What to do instead.
-pub(super) fn heap() -> Answer {
-    text(
-        StatusCode::NOT_IMPLEMENTED,
-        "this agent has no heap profiler. Start it with an allocator that has one (Debian: libjemalloc2, libjemalloc-dev):\n  \
-         LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=prof:true,lg_prof_interval:26,prof_final:true,prof_prefix:/run/culvert/heap \
-         culvert agent ...\nand read what it writes:\n  jeprof --text /usr/local/bin/culvert /run/culvert/heap.*.heap\n",
-    )
+/// Watches, then answers; at once if the agent has watched from the start.
+pub(super) async fn heap(query: Option<&str>) -> Answer {
+    match heap_wanted(query) {
+        Ok(wanted) => answer(profile::heap(wanted).await, wanted.form),
+        Err(why) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+    }
 }
 
-fn wanted(query: Option<&str>) -> Result<CpuProfile, String> {
+fn answer(result: Result<Vec<u8>, ProfileError>, form: Form) -> Answer {
+    match (result, form) {
+        (Ok(file), Form::Pprof) => reply(StatusCode::OK, "application/octet-stream", file),
+        (Ok(lines), Form::Folded) => text(StatusCode::OK, lines),
+        (Err(error), _) => text(status(&error), format!("{error}\n")),
+    }
+}
+
+fn status(error: &ProfileError) -> StatusCode {
+    match error {
+        ProfileError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        ProfileError::NotFollowed | ProfileError::FollowedAlways => StatusCode::BAD_REQUEST,
+        ProfileError::Kernel(_) => StatusCode::NOT_IMPLEMENTED,
+        ProfileError::Abandoned | ProfileError::Write(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn cpu_wanted(query: Option<&str>) -> Result<CpuProfile, String> {
     let query = Query::parse(query, &["seconds", "frequency", "format"])?;
-    let within = |name: &str, default: u64, most: u64| match query.number(name)?.unwrap_or(default) {
-        number if (1..=most).contains(&number) => Ok(number),
-        number => Err(format!("{name}={number}: write a number from 1 to {most}")),
-    };
-    let form = match query.get("format").unwrap_or("pprof") {
-        "pprof" => Form::Pprof,
-        "folded" => Form::Folded,
-        other => return Err(format!("format={other:?}: write pprof or folded")),
-    };
-    let length = Duration::from_secs(within("seconds", 10, LONGEST)?);
-    Ok(CpuProfile { length, frequency: within("frequency", 100, MOST_OFTEN)?, form })
+    let length = Duration::from_secs(within(&query, "seconds", LONGEST)?.unwrap_or(10));
+    Ok(CpuProfile {
+        length,
+        frequency: within(&query, "frequency", MOST_OFTEN)?.unwrap_or(100),
+        form: form(&query)?,
+    })
+}
+
+fn heap_wanted(query: Option<&str>) -> Result<HeapProfile, String> {
+    let query = Query::parse(query, &["seconds", "format"])?;
+    Ok(HeapProfile {
+        length: within(&query, "seconds", LONGEST)?.map(Duration::from_secs),
+        form: form(&query)?,
+    })
+}
+
+fn within(query: &Query, name: &str, most: u64) -> Result<Option<u64>, String> {
+    match query.number(name)? {
+        Some(number) if !(1..=most).contains(&number) => {
+            Err(format!("{name}={number}: write a number from 1 to {most}"))
+        }
+        number => Ok(number),
+    }
+}
+
+fn form(query: &Query) -> Result<Form, String> {
+    match query.get("format").unwrap_or("pprof") {
+        "pprof" => Ok(Form::Pprof),
+        "folded" => Ok(Form::Folded),
+        other => Err(format!("format={other:?}: write pprof or folded")),
+    }
 }
 
 #[cfg(test)]
@@ -66,12 +86,18 @@ mod tests {
 
     #[test]
     fn what_is_out_of_bounds_is_refused() {
-        let plain = wanted(None).unwrap();
+        let plain = cpu_wanted(None).unwrap();
         assert_eq!((plain.length.as_secs(), plain.frequency, plain.form), (10, 100, Form::Pprof));
-        let own = wanted(Some("seconds=300&frequency=1000&format=folded")).unwrap();
+        let own = cpu_wanted(Some("seconds=300&frequency=1000&format=folded")).unwrap();
         assert_eq!((own.length.as_secs(), own.frequency, own.form), (300, 1000, Form::Folded));
         for query in ["seconds=0", "seconds=301", "frequency=0", "frequency=1001", "format=svg", "second=1"] {
-            assert!(wanted(Some(query)).is_err(), "{query}");
+            assert!(cpu_wanted(Some(query)).is_err(), "{query}");
+        }
+        assert_eq!(heap_wanted(None).unwrap().length, None);
+        let watched = heap_wanted(Some("seconds=3&format=folded")).unwrap();
+        assert_eq!((watched.length, watched.form), (Some(Duration::from_secs(3)), Form::Folded));
+        for query in ["seconds=0", "seconds=301", "frequency=100", "format=svg"] {
+            assert!(heap_wanted(Some(query)).is_err(), "{query}");
         }
     }
 }

@@ -32,8 +32,8 @@ enum ShellName {
 /// `culvert man`.
 #[derive(Args, Debug)]
 pub(super) struct ManArgs {
-    /// The verb whose page to print [default: the page of culvert itself]
-    verb: Option<String>,
+    /// The verb whose page to print, as `flows` or `profile heap` [default: the page of culvert itself]
+    verb: Vec<String>,
     /// Write every page into this folder instead, as culvert.1, culvert-flows.1, …
     #[arg(long, value_name = "DIR", conflicts_with = "verb")]
     dir: Option<PathBuf>,
@@ -57,7 +57,8 @@ pub(super) fn man(args: &ManArgs) -> Result<()> {
     if let Some(dir) = &args.dir {
         return write(&pages, dir);
     }
-    let name = args.verb.as_ref().map_or_else(|| "culvert".to_owned(), |verb| format!("culvert-{verb}"));
+    let name =
+        std::iter::once("culvert").chain(args.verb.iter().map(String::as_str)).collect::<Vec<_>>().join("-");
     match pages.iter().find(|(page, _)| *page == name) {
         Some((_, text)) => print(text),
         None => {
@@ -81,10 +82,19 @@ fn write(pages: &[(String, String)], dir: &Path) -> Result<()> {
 fn pages() -> Result<Vec<(String, String)>> {
     let mut top = Cli::command();
     top.build();
-    let verbs = top.get_subcommands().filter(|verb| verb.get_name() != "help" && !verb.is_hide_set());
-    let verbs = verbs.map(|verb| (format!("culvert-{}", verb.get_name()), verb.clone()));
-    let all = std::iter::once(("culvert".to_owned(), top.clone())).chain(verbs);
-    all.map(|(name, command)| Ok((name, page(command)?))).collect()
+    let mut all = Vec::new();
+    add(&mut all, "culvert", &top)?;
+    Ok(all)
+}
+
+/// The page of a command, and those of its verbs.
+fn add(pages: &mut Vec<(String, String)>, name: &str, command: &Command) -> Result<()> {
+    // The title is the command's name as git's pages have it: culvert-profile-cpu.
+    pages.push((name.to_owned(), page(command.clone().display_name(name))?));
+    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help" && !verb.is_hide_set()) {
+        add(pages, &format!("{name}-{}", verb.get_name()), verb)?;
+    }
+    Ok(())
 }
 
 fn page(command: Command) -> Result<String> {
@@ -124,10 +134,19 @@ mod tests {
     #[test]
     fn every_verb_has_a_page_with_its_examples() {
         let pages = pages().unwrap();
-        assert_eq!(
-            pages.len(),
-            1 + Cli::command().get_subcommands().filter(|v| v.get_name() != "help").count()
-        );
+        let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
+        for verb in Cli::command().get_subcommands().filter(|verb| verb.get_name() != "help") {
+            assert!(names.contains(&format!("culvert-{}", verb.get_name()).as_str()), "{}", verb.get_name());
+        }
+        for (name, text) in &pages {
+            assert!(
+                text.contains(&format!(".TH {name} 1")),
+                "{name}: {}",
+                text.lines().nth(2).unwrap_or_default()
+            );
+        }
+        let own = pages.iter().find(|(name, _)| name == "culvert-profile-heap").unwrap();
+        assert!(own.1.contains("seconds"), "{}", own.1);
         let flows = pages.iter().find(|(name, _)| name == "culvert-flows").unwrap();
         assert!(flows.1.contains(".TH culvert-flows 1") && flows.1.contains("verdict"), "{}", flows.1);
         assert!(flows.1.contains("culvert flows"), "{}", flows.1);

@@ -8,9 +8,9 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use prost::Message;
 
-use super::cpu::{Place, places};
+use super::cpu::Place;
 use super::symbols::Symbols;
-use super::{CpuProfile, Stack};
+use super::{Measured, told};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Profile {
@@ -112,29 +112,21 @@ struct Writer {
 /// # Errors
 ///
 /// Compression failed: never.
-pub(super) fn write(
-    wanted: &CpuProfile,
-    begun: SystemTime,
-    stacks: &HashMap<Stack, u64>,
-    symbols: &Symbols,
-) -> io::Result<Vec<u8>> {
+pub(super) fn write(measured: &Measured, symbols: &Symbols) -> io::Result<Vec<u8>> {
     let mut writer = Writer::default();
     writer.string("");
-    let period = i64::try_from(1_000_000_000 / wanted.frequency.max(1)).unwrap_or(i64::MAX);
-    let kinds = [("samples", "count"), ("cpu", "nanoseconds")]
-        .map(|(kind, unit)| ValueType { r#type: writer.string(kind), unit: writer.string(unit) });
+    writer.profile.sample_type = measured.kinds.iter().map(|kind| writer.kind(*kind)).collect();
+    writer.profile.period_type = Some(writer.kind(measured.period_of));
     writer.add_mappings(symbols);
-    for (stack, count) in stacks {
-        let count = i64::try_from(*count).unwrap_or(i64::MAX);
-        let location_id = places(stack).map(|place| writer.location(place, symbols)).collect();
-        writer.profile.sample.push(Sample { location_id, value: vec![count, count.saturating_mul(period)] });
+    for (stack, values) in &measured.stacks {
+        let location_id = told(stack, symbols).iter().map(|place| writer.location(*place, symbols)).collect();
+        writer.profile.sample.push(Sample { location_id, value: values.clone() });
     }
     let mut profile = writer.profile;
-    profile.period_type = kinds.last().cloned();
-    profile.sample_type = kinds.to_vec();
-    profile.period = period;
-    profile.duration_nanos = nanos(wanted.length.as_nanos());
-    profile.time_nanos = nanos(begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos());
+    profile.period = i64::try_from(measured.period).unwrap_or(i64::MAX);
+    profile.duration_nanos = nanos(measured.length.as_nanos());
+    profile.time_nanos =
+        nanos(measured.begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos());
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(&profile.encode_to_vec())?;
     gzip.finish()
@@ -154,6 +146,10 @@ impl Writer {
         self.profile.string_table.push(text.to_owned());
         self.strings.insert(text.to_owned(), place);
         place
+    }
+
+    fn kind(&mut self, (kind, unit): (&str, &str)) -> ValueType {
+        ValueType { r#type: self.string(kind), unit: self.string(unit) }
     }
 
     /// The names are in the file already: pprof need not look for them.

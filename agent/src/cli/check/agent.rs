@@ -73,7 +73,10 @@ fn certificates(dump: &Value) -> Vec<Finding> {
     if findings.is_empty() {
         return vec![Finding::ok(
             "certificates",
-            format!("{}, all valid", number(certificates.len(), "identity")),
+            match certificates.len() {
+                1 => "1 identity, valid".to_owned(),
+                many => format!("{many} identities, all valid"),
+            },
         )];
     }
     findings
