@@ -20,7 +20,7 @@ pub use client::OpenError;
 pub use flood::FloodLimit;
 pub use headers::{authority, client_port, forwarded, parse_authority};
 pub(crate) use pool::REVOKED;
-pub use pool::{Destination, Pool, Tunnel};
+pub use pool::{Destination, FirstBytes, Pool, Tunnel};
 pub use read_ahead::ReadAhead;
 pub use server::{Accepted, HandshakeError, accept};
 

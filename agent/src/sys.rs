@@ -5,6 +5,7 @@ pub mod netfilter;
 pub mod netlink;
 pub mod rtnetlink;
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
@@ -23,14 +24,27 @@ use tokio::net::TcpSocket;
 /// Sockets made by `f` stay in that namespace for good. `f` must not await or spawn. If the way back fails the thread
 /// is lost to the wrong namespace, so the process aborts rather than serve one pod's traffic in another's.
 pub fn in_netns<T>(netns: impl AsFd, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let home = File::open("/proc/thread-self/ns/net")?;
-    setns(netns, CloneFlags::CLONE_NEWNET)?;
-    let result = f();
-    if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
-        tracing::error!(%error, "cannot leave a pod's network namespace; giving up");
-        std::process::abort();
-    }
+    // Taken: were `f` to come here again, its way back would be to where it is.
+    let home = match HOME.take() {
+        Some(home) => home,
+        None => File::open("/proc/thread-self/ns/net")?,
+    };
+    let entered = setns(netns, CloneFlags::CLONE_NEWNET);
+    let result = entered.map_err(io::Error::from).and_then(|()| {
+        let result = f();
+        if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
+            tracing::error!(%error, "cannot leave a pod's network namespace; giving up");
+            std::process::abort();
+        }
+        result
+    });
+    HOME.set(Some(home));
     result
+}
+
+thread_local! {
+    /// The calling thread's own network namespace, once it has left it: to look it up costs more than the visit.
+    static HOME: Cell<Option<File>> = const { Cell::new(None) };
 }
 
 /// As many open files as the system lets this process have: a tunnel is one descriptor, and a peer's connection another.
@@ -69,20 +83,22 @@ pub fn socket_netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A TCP socket of `netns` bound to `address`, with port 0 to one that the kernel chooses: non-blocking, without Nagle's delay, with
-/// keepalive (180 s, 180 s, 9 times: as ztunnel). `reuse` lets it take a port whose last connection is in TIME_WAIT.
+/// A TCP socket of `netns` bound to `address`, with port 0 to one that the kernel chooses: non-blocking, without Nagle's delay.
+/// `reuse` lets it take a port whose last connection is in TIME_WAIT.
 pub fn tcp_socket(netns: impl AsFd, address: SocketAddr, reuse: bool) -> io::Result<TcpSocket> {
     let socket = in_netns(netns, || {
         Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
     })?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive())?;
-    socket.set_reuse_address(reuse)?;
+    if reuse {
+        socket.set_reuse_address(true)?;
+    }
     socket.bind(&address.into())?;
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
-/// What long-lived connections of the proxy use.
+/// What connections to other machines use: 180 s, 180 s, 9 times, as ztunnel. Of an app in a pod of this node the kernel knows when
+/// it is gone.
 pub fn keepalive() -> TcpKeepalive {
     let period = Duration::from_secs(180);
     TcpKeepalive::new().with_time(period).with_interval(period).with_retries(9)

@@ -9,6 +9,7 @@ use culvert_common::Reason;
 use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use rustls::pki_types::ServerName;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -16,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Destination, FloodLimit, HboneConfig, ReadAhead, TLS_BUFFER};
 use crate::identity::{CertError, PeerError, Proof, Role, WorkloadCert, explain, explain_later};
-use crate::sys::tcp_socket;
+use crate::sys::{keepalive, tcp_socket};
 
 /// Between two tries of a pod that refuses.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -52,6 +53,14 @@ pub enum OpenError {
         /// What happened.
         problem: String,
     },
+    /// It broke before the answer, after the app's first bytes had left: nobody knows whether the other app has them.
+    #[error("HBONE connection to {address} failed, after the first bytes had left: {problem}")]
+    Lost {
+        /// The peer's HBONE listener.
+        address: SocketAddr,
+        /// What happened.
+        problem: String,
+    },
     /// The peer answered with something else than 200.
     #[error("{address} answered {status}{}{reason}", if .reason.is_empty() { "" } else { ": " })]
     Refused {
@@ -68,7 +77,9 @@ impl OpenError {
     /// The reason in flow events and metrics.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Certificate(_) | Self::Connect { .. } | Self::Broken { .. } => Reason::TunnelFailed,
+            Self::Certificate(_) | Self::Connect { .. } | Self::Broken { .. } | Self::Lost { .. } => {
+                Reason::TunnelFailed
+            }
             Self::WrongPeer { .. } => Reason::WrongPeer,
             Self::Refused { status, .. } => match *status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Reason::PeerRefused,
@@ -153,6 +164,7 @@ async fn dial(destination: &Destination, config: &HboneConfig) -> io::Result<Tcp
 
 async fn dial_once(destination: &Destination, config: &HboneConfig) -> io::Result<TcpStream> {
     let socket = tcp_socket(&destination.netns, SocketAddr::new(destination.source_ip, 0), false)?;
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive())?;
     let tcp = timeout(config.connect_timeout, socket.connect(destination.address))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

@@ -62,15 +62,21 @@ const TURNED_AWAY: u32 = 3;
 /// A request that led to no tunnel.
 struct Failed {
     error: OpenError,
-    /// The peer says that it has not looked at it (RFC 9113, 6.8).
+    /// The peer says, by GOAWAY, that it has not looked at it (RFC 9113, 6.8).
     unseen: bool,
+    /// Bytes of the app have gone to the peer, and what it did with them is not known.
+    ambiguous: bool,
 }
 
 impl From<OpenError> for Failed {
     fn from(error: OpenError) -> Self {
-        Self { error, unseen: false }
+        Self { error, unseen: false, ambiguous: false }
     }
 }
+
+/// What the app has said before its tunnel is open. Asked when the request is about to leave; must answer the same when it is asked
+/// again, and may have more.
+pub type FirstBytes<'a> = dyn FnMut() -> Bytes + Send + 'a;
 
 /// Open connections by source and destination. Cheap to clone; all clones are one pool.
 #[derive(Clone)]
@@ -144,17 +150,39 @@ impl Pool {
         entries.values().map(|entry| lock(&entry.connections).len()).sum()
     }
 
-    /// Sends `request`, a CONNECT, to `destination` and waits for the answer.
+    /// [`Pool::open_with`] without first bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]
+    pub async fn open(&self, destination: &Destination, request: &Request<()>) -> Result<Tunnel, OpenError> {
+        self.open_with(destination, request, &mut Bytes::new).await
+    }
+
+    /// Sends `request`, a CONNECT, to `destination` and waits for the answer. What `first` has goes right behind it, and not a
+    /// round trip later: the peer hands it on when it has connected (RFC 9113, 8.5).
     ///
     /// Takes a connection that has room; opens one when there is none, once for all who ask meanwhile. A tunnel on a
-    /// connection that turns out to be broken is tried once more on a new one: no byte of the app has left by then. So is one
-    /// that the peer turned away unseen, by GOAWAY, for it may have been overtaken on its way.
-    pub async fn open(&self, destination: &Destination, request: &Request<()>) -> Result<Tunnel, OpenError> {
+    /// connection that turns out to be broken is tried once more on a new one, as long as no byte of the app can have
+    /// arrived. So is one that the peer turned away unseen, by GOAWAY, for it may have been overtaken on its way.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]; [`OpenError::Lost`] when bytes of the app may have arrived.
+    pub async fn open_with(
+        &self,
+        destination: &Destination,
+        request: &Request<()>,
+        first: &mut FirstBytes<'_>,
+    ) -> Result<Tunnel, OpenError> {
         let mut left = TURNED_AWAY;
         loop {
             let (slot, fresh) = self.slot(destination).await?;
-            match self.request(slot, destination.address, request).await {
-                Err(Failed { error: OpenError::Broken { problem, .. }, unseen })
+            match self.request(slot, destination.address, request, first).await {
+                Err(Failed { error: OpenError::Broken { address, problem }, ambiguous: true, .. }) => {
+                    return Err(OpenError::Lost { address, problem });
+                }
+                Err(Failed { error: OpenError::Broken { problem, .. }, unseen, .. })
                     if !fresh || (unseen && left > 0) =>
                 {
                     left -= u32::from(fresh);
@@ -182,26 +210,37 @@ impl Pool {
         slot: Slot,
         address: SocketAddr,
         request: &Request<()>,
+        first: &mut FirstBytes<'_>,
     ) -> Result<Tunnel, Failed> {
-        let broken = |error: h2::Error| {
-            slot.0.dead.store(true, Ordering::Relaxed);
-            let unseen =
-                error.is_remote() && error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
-            Failed { error: OpenError::Broken { address, problem: explain_h2(&error) }, unseen }
-        };
+        let mut sent = false;
         let answer = async {
-            let mut send = slot.0.send.clone().ready().await.map_err(&broken)?;
-            let (response, send) = send.send_request(request.clone(), false).map_err(&broken)?;
-            Ok::<_, Failed>((response.await.map_err(&broken)?, send))
+            let mut send = slot.0.send.clone().ready().await?;
+            let (response, mut send) = send.send_request(request.clone(), false)?;
+            let first = first();
+            if !first.is_empty() {
+                sent = true;
+                send.send_data(first, false)?;
+            }
+            Ok::<_, h2::Error>((response.await?, send))
         };
         let limit = self.inner.config.response_timeout;
-        let late =
-            || OpenError::Broken { address, problem: format!("no answer to CONNECT within {limit:?}") };
-        let (response, send) = match timeout(limit, answer).await {
-            Ok(result) => result?,
+        let answer = timeout(limit, answer).await;
+        let broken = |problem: String| {
+            slot.0.dead.store(true, Ordering::Relaxed);
+            OpenError::Broken { address, problem }
+        };
+        let (response, send) = match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                let turned_away = error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+                let unseen =
+                    error.is_remote() && error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+                let ambiguous = sent && !unseen && !turned_away;
+                return Err(Failed { error: broken(explain_h2(&error)), unseen, ambiguous });
+            }
             Err(_) => {
-                slot.0.dead.store(true, Ordering::Relaxed);
-                return Err(late().into());
+                let error = broken(format!("no answer to CONNECT within {limit:?}"));
+                return Err(Failed { error, unseen: false, ambiguous: sent });
             }
         };
         if response.status() == StatusCode::OK {

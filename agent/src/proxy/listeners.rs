@@ -8,7 +8,7 @@ use culvert_common::{HBONE_PORT, OUTBOUND_PORT};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::sys::in_netns;
+use crate::sys::{in_netns, keepalive};
 
 const BACKLOG: i32 = 1024;
 
@@ -82,7 +82,8 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    socket.set_tcp_nodelay(true)?; // accepted sockets inherit it
+    socket.set_tcp_nodelay(true)?; // accepted sockets inherit this and the next
+    socket.set_tcp_keepalive(&keepalive())?;
     socket.bind(&address.into())?;
     Ok(socket)
 }

@@ -1,12 +1,15 @@
 //! What a pod's apps opened: from the loopback listener into a tunnel.
 
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use culvert_common::{Decision, Reason};
+use bytes::Bytes;
+use culvert_common::{Decision, OUTBOUND_PORT, Reason};
 use http::header::FORWARDED;
 use http::{HeaderValue, Method, Request};
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::open::Count;
@@ -14,7 +17,7 @@ use super::pod::Pod;
 use super::relay::relay;
 use super::socket::{next, reset};
 use super::{Counters, Hop, Side, Stage, TunnelFlow};
-use crate::hbone::{Destination, Tunnel, authority, forwarded};
+use crate::hbone::{Destination, OpenError, Tunnel, authority, forwarded};
 
 /// How many endpoints a connection tries.
 const TRIES: usize = 2;
@@ -36,7 +39,7 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
         opened = open(&pod, &tcp, app) => opened,
         () = pod.kill.cancelled() => return reset(tcp),
     };
-    let (tunnel, mut flow) = match opened {
+    let (tunnel, mut flow, first) = match opened {
         Ok(opened) => opened,
         Err(flow) => {
             tracing::debug!(pod = pod.info.name, target = %flow.target, error = flow.error, "refused");
@@ -58,6 +61,7 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
     };
     let up = Count { all: &counters.bytes_sent, own: &entry.tunnel.bytes_sent };
     let down = Count { all: &counters.bytes_received, own: &entry.tunnel.bytes_received };
+    up.add(first);
     let relayed = relay(tcp, (send, recv), (up, down), end).await;
     let ended = slot.end();
     drop(slot);
@@ -72,10 +76,15 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
     pod.shared.mesh.report(flow);
 }
 
-/// Finds out where the app wanted to go and opens the tunnel there. Fails with the flow to report.
-async fn open(pod: &Pod, tcp: &TcpStream, app: SocketAddr) -> Result<(Tunnel, TunnelFlow), Box<TunnelFlow>> {
+/// Finds out where the app wanted to go and opens the tunnel there; how many bytes of the app went with the request. Fails with the
+/// flow to report.
+async fn open(
+    pod: &Pod,
+    tcp: &TcpStream,
+    app: SocketAddr,
+) -> Result<(Tunnel, TunnelFlow, u64), Box<TunnelFlow>> {
     let mesh = &pod.shared.mesh;
-    let here = tcp.local_addr().unwrap_or(app);
+    let here = SocketAddr::new(app.ip(), OUTBOUND_PORT);
     let mut flow = TunnelFlow {
         side: Side::Source,
         stage: Stage::Opened,
@@ -91,6 +100,7 @@ async fn open(pod: &Pod, tcp: &TcpStream, app: SocketAddr) -> Result<(Tunnel, Tu
     let original = match mesh.take_original_dst(pod.info.netns_cookie, app) {
         Ok(Some(original)) => original,
         Ok(None) => {
+            let here = tcp.local_addr().unwrap_or(here);
             let error = format!(
                 "a connection from {app} reached the mesh's listener {here} without being led there: \
                  apps cannot use this port"
@@ -106,13 +116,14 @@ async fn open(pod: &Pod, tcp: &TcpStream, app: SocketAddr) -> Result<(Tunnel, Tu
         Err((reason, error)) => return Err(flow.refused(reason, error).into()),
     };
     let last = hops.len().min(TRIES);
+    let mut first = FirstWords::of(tcp);
     for (n, hop) in hops.into_iter().take(TRIES).enumerate() {
-        match through(pod, &hop, &mut flow, app.port()).await {
+        match through(pod, &hop, &mut flow, (app.port(), &mut first)).await {
             Ok(tunnel) => {
                 if n > 0 && !hop.waypoint {
                     mesh.went_elsewhere(pod.info.netns_cookie, flow.requested, flow.target);
                 }
-                return Ok((tunnel, flow));
+                return Ok((tunnel, flow, first.taken.len() as u64));
             }
             Err((_, error, Retry::Safe)) if n + 1 < last => {
                 tracing::debug!(pod = pod.info.name, target = %flow.target, error, "trying another endpoint");
@@ -123,9 +134,36 @@ async fn open(pod: &Pod, tcp: &TcpStream, app: SocketAddr) -> Result<(Tunnel, Tu
     Err(flow.refused(Reason::NoEndpoint, "there is nowhere to go").into())
 }
 
+/// What an app says while its tunnel is being opened.
+struct FirstWords<'a> {
+    tcp: &'a TcpStream,
+    taken: Bytes,
+}
+
+impl<'a> FirstWords<'a> {
+    /// Most requests fit; the rest follows through the relay.
+    const MOST: usize = 4 << 10;
+
+    fn of(tcp: &'a TcpStream) -> Self {
+        Self { tcp, taken: Bytes::new() }
+    }
+
+    /// The same once there was something, for a tunnel that is tried again. Whatever else the socket has to tell, the relay finds out.
+    fn so_far(&mut self) -> Bytes {
+        if self.taken.is_empty() {
+            let mut buffer = [0; Self::MOST];
+            // Not by way of tokio, which has not asked yet what the socket is ready for.
+            if let Ok(n) = recv(self.tcp.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                self.taken = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+            }
+        }
+        self.taken.clone()
+    }
+}
+
 /// Whether another endpoint may be tried.
 enum Retry {
-    /// No byte of the app has left, and nobody has refused it.
+    /// No byte of the app has reached the other app, and nobody has refused it.
     Safe,
     Never,
 }
@@ -135,7 +173,7 @@ async fn through(
     pod: &Pod,
     hop: &Hop,
     flow: &mut TunnelFlow,
-    client: u16,
+    (client, first): (u16, &mut FirstWords<'_>),
 ) -> Result<Tunnel, (Reason, String, Retry)> {
     flow.target = hop.authority;
     flow.destination = Some(hop.expected.identity().clone());
@@ -159,10 +197,12 @@ async fn through(
     };
     let request =
         request(pod, flow).map_err(|error| (Reason::TunnelFailed, error.to_string(), Retry::Never))?;
-    pod.shared.pool.open(&destination, &request).await.map_err(|error| {
+    let opened = pod.shared.pool.open_with(&destination, &request, &mut || first.so_far()).await;
+    opened.map_err(|error| {
         let reason = error.reason();
-        let retry = match reason {
-            Reason::TunnelFailed | Reason::UpstreamFailed => Retry::Safe,
+        let retry = match (&error, reason) {
+            (OpenError::Lost { .. }, _) => Retry::Never,
+            (_, Reason::TunnelFailed | Reason::UpstreamFailed) => Retry::Safe,
             _ => Retry::Never,
         };
         (reason, error.to_string(), retry)

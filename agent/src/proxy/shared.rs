@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::workers::{self, Workers};
 use super::{Mesh, OpenTunnels};
-use crate::hbone::{Destination, HboneConfig, OpenError, Pool, Tunnel};
+use crate::hbone::{Destination, FirstBytes, HboneConfig, OpenError, Pool, Tunnel};
 use crate::identity::CertStore;
 
 /// The proxy's settings. [`ProxyConfig::default`] is what a mesh runs with; tests choose other ports.
@@ -120,7 +120,25 @@ impl Pools {
     ///
     /// As that one.
     pub async fn open(&self, destination: &Destination, request: &Request<()>) -> Result<Tunnel, OpenError> {
-        self.0[workers::index() % self.0.len()].open(destination, request).await
+        self.own().open(destination, request).await
+    }
+
+    /// [`Pool::open_with`], of the calling thread's pool.
+    ///
+    /// # Errors
+    ///
+    /// As that one.
+    pub async fn open_with(
+        &self,
+        destination: &Destination,
+        request: &Request<()>,
+        first: &mut FirstBytes<'_>,
+    ) -> Result<Tunnel, OpenError> {
+        self.own().open_with(destination, request, first).await
+    }
+
+    fn own(&self) -> &Pool {
+        &self.0[workers::index() % self.0.len()]
     }
 
     /// Connections opened so far.

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::pod::Pod;
-use crate::sys::{keepalive, tcp_socket};
+use crate::sys::tcp_socket;
 
 /// A local port may be taken by another connection to the very same app, in TIME_WAIT too, by an app that listens, or be about
 /// to be used by another tunnel; another one is tried this often. With nine of ten ports taken one in a thousand fails.
@@ -28,12 +28,7 @@ pub(super) fn reset(tcp: TcpStream) {
 pub(super) async fn next(listener: &TcpListener, pod: &str) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((tcp, peer)) => {
-                let socket = SockRef::from(&tcp);
-                let _ = socket.set_tcp_nodelay(true);
-                let _ = socket.set_tcp_keepalive(&keepalive());
-                return (tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
-            }
+            Ok((tcp, peer)) => return (tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(pod, %error, "cannot accept a connection; trying again");

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::finding::{Finding, number};
+use super::finding::Finding;
 use crate::identity::VERSION;
 
 /// A certificate whose end is this near should have been renewed, unless it is a short-lived one.
