@@ -19,28 +19,31 @@ impl Kernel {
             let place = self.cgroup.display().to_string();
             found.extend(at.map_or_else(
                 |error| Some(format!("cgroup {place}: {error}")),
-                |cgroup| self.missing(name, kind, cgroup.as_raw_fd(), &place),
+                |cgroup| missing((name, self.own_id(name)), kind, cgroup.as_raw_fd(), &place),
             ));
             found.extend(unpinned(name, &links.join(pin)));
         }
+        let admit = (ADMIT, self.own_id(ADMIT));
         for (cookie, pod) in lock(&self.pods).iter() {
             let place = format!("network namespace {cookie}");
-            found.extend(self.missing(ADMIT, AttachType::SkLookup, pod.netns.as_raw_fd(), &place));
+            found.extend(missing(admit, AttachType::SkLookup, pod.netns.as_raw_fd(), &place));
             found.extend(unpinned(ADMIT, &links.join(format!("admit-{cookie}"))));
         }
         found.sort();
         found
     }
 
-    fn missing(&self, name: &str, kind: AttachType, target: i32, place: &str) -> Option<String> {
-        let own =
-            lock(&self.programs).program(name).and_then(|program| program.info().ok()).map(|info| info.id());
-        let there = match programs_at(target as u32, kind, false) {
-            Ok(ids) => own.is_some_and(|own| ids.contains(&own)),
-            Err(error) => return Some(format!("BPF program {name} at {place}: {error}")),
-        };
-        (!there).then(|| format!("BPF program {name} is no longer attached to {place}: restart the agent"))
+    fn own_id(&self, name: &str) -> Option<u32> {
+        lock(&self.programs).program(name)?.info().ok().map(|info| info.id())
     }
+}
+
+fn missing((name, own): (&str, Option<u32>), kind: AttachType, target: i32, place: &str) -> Option<String> {
+    let there = match programs_at(target as u32, kind, false) {
+        Ok(ids) => own.is_some_and(|own| ids.contains(&own)),
+        Err(error) => return Some(format!("BPF program {name} at {place}: {error}")),
+    };
+    (!there).then(|| format!("BPF program {name} is no longer attached to {place}: restart the agent"))
 }
 
 fn unpinned(name: &str, pin: &std::path::Path) -> Option<String> {

@@ -19,17 +19,13 @@ pub(super) fn findings(chosen: Option<&str>) -> Vec<Finding> {
         (None, [only]) => Some(only.name.as_str()),
         (None, _) => None,
     };
-    let mut findings: Vec<Finding> = instances
-        .iter()
-        .filter(|instance| Some(instance.name.as_str()) != chosen)
-        .filter_map(left_behind)
-        .collect();
-    if let Some(name) = chosen {
-        match instances.iter().find(|instance| instance.name == name) {
-            Some(instance) => findings.splice(0..0, of(instance)).for_each(drop),
-            None => findings.insert(0, nothing(name)),
-        }
-    }
+    let own = |name| match instances.iter().find(|instance| instance.name == name) {
+        Some(instance) => of(instance),
+        None => vec![nothing(name)],
+    };
+    let mut findings = chosen.map(own).unwrap_or_default();
+    let others = instances.iter().filter(|instance| Some(instance.name.as_str()) != chosen);
+    findings.extend(others.filter_map(left_behind));
     findings
 }
 
