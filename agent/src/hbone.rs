@@ -27,9 +27,9 @@ pub use server::{Accepted, HandshakeError, accept};
 /// Response header in which Culvert explains a refusal to the peer's log.
 pub const REASON_HEADER: &str = "x-culvert-reason";
 
-/// Bytes that TLS takes at once. A frame of 64 KiB with its header must fit, or its last bytes are a record and a system call of
-/// their own: rustls takes 64 KiB by default.
-const TLS_BUFFER: usize = 256 << 10;
+/// Bytes that TLS takes at once. A frame of what the relay reads at once must fit with its header, or its last bytes are a record and a
+/// system call of their own: rustls takes 64 KiB by default.
+const TLS_BUFFER: usize = 512 << 10;
 
 /// Windows, limits and timeouts. [`HboneConfig::default`] has ztunnel's values where it has them, except for the windows: a
 /// reader that stalls must neither fill the agent's memory nor stop the other streams of its connection.
@@ -40,7 +40,7 @@ pub struct HboneConfig {
     pub stream_window: u32,
     /// Largest DATA frame that is accepted. Default 1 MiB.
     pub frame_size: u32,
-    /// Bytes that may wait to be sent on one stream. Default 128 KiB.
+    /// Bytes that may wait to be sent on one stream. Default 512 KiB.
     pub send_buffer: usize,
     /// Streams that a peer may have open on one connection. Default 200.
     pub server_streams: u32,
@@ -82,7 +82,7 @@ impl Default for HboneConfig {
         Self {
             stream_window: 512 << 10,
             frame_size: 1 << 20,
-            send_buffer: 128 << 10,
+            send_buffer: 512 << 10,
             server_streams: 200,
             idle_frames: 1000,
             client_streams: 100,

@@ -11,7 +11,7 @@ use tokio_util::io::poll_read_buf;
 
 /// A read begins this small, as most connections carry little, and grows with the traffic.
 const FIRST: usize = 4 << 10;
-const LARGEST: usize = 64 << 10;
+const LARGEST: usize = 256 << 10;
 
 /// A stream with a buffer for what has arrived and was not asked for yet. Nothing is held while nothing comes.
 pub struct ReadAhead<S> {
@@ -149,8 +149,8 @@ mod tests {
             (0, FIRST),
             "what is small is read without a buffer"
         );
-        writer.write_all(&vec![7; 300 << 10]).await.unwrap();
-        let (mut left, mut most) = (300 << 10, 0);
+        writer.write_all(&vec![7; 1200 << 10]).await.unwrap();
+        let (mut left, mut most) = (1200 << 10, 0);
         while left > 0 {
             left -= reader.read(&mut buffer).await.unwrap();
             most = most.max(reader.held.len());
