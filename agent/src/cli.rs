@@ -269,8 +269,8 @@ pub struct AgentArgs {
     /// Port of the pages that istioctl asks, on 127.0.0.1 and ::1; 0: none
     #[arg(long, env = "CULVERT_ADMIN_PORT", default_value_t = crate::admin::ADMIN_PORT, value_name = "PORT")]
     pub admin_port: u16,
-    /// Watch the agent's own allocations from the start, for `culvert profile heap` to tell what lives; costs about a hundredth of its
-    /// processor time
+    /// Watch the agent's own allocations from the start, for `culvert profile heap` to tell what lives; costs processor time with
+    /// every 64 KiB that it allocates
     #[arg(long, env = "CULVERT_FOLLOW_HEAP")]
     pub follow_heap: bool,
     /// Log filter, for example `info` or `culvert=debug`

@@ -137,18 +137,18 @@ pub async fn cpu(wanted: CpuProfile) -> Result<Vec<u8>, ProfileError> {
 ///
 /// [`ProfileError`]
 pub async fn heap(wanted: HeapProfile) -> Result<Vec<u8>, ProfileError> {
+    let always = heap::is_followed_always();
+    match wanted.length {
+        None if !always => return Err(ProfileError::NotFollowed),
+        Some(_) if always => return Err(ProfileError::FollowedAlways),
+        _ => {}
+    }
     let turn = Turn::take()?;
     let begun = SystemTime::now();
-    let watched = match wanted.length {
-        None if heap::is_followed_always() => None,
-        None => return Err(ProfileError::NotFollowed),
-        Some(_) if heap::is_followed_always() => return Err(ProfileError::FollowedAlways),
-        Some(length) => {
-            let watched = heap::While::begin();
-            tokio::time::sleep(length).await;
-            Some(watched)
-        }
-    };
+    let watched = wanted.length.map(|_| heap::While::begin());
+    if let Some(length) = wanted.length {
+        tokio::time::sleep(length).await;
+    }
     let work = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         let found = heap::found();

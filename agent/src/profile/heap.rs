@@ -161,13 +161,17 @@ fn throw(mut state: u64) -> (u64, u64) {
 
 impl Table {
     fn insert(&mut self, address: usize, followed: Followed, is_new: bool) {
+        // Watching may have ended since the caller looked. It ends before the table is cleared, under its lock.
+        if MODE.load(Ordering::Relaxed) == OFF {
+            return;
+        }
+        // One that is still here was given back unseen.
+        self.remove(address);
         let totals = self.stacks.entry(followed.stack.clone()).or_default();
         totals.living.add(followed.stands_for, 1.0);
         if is_new {
             totals.taken.add(followed.stands_for, 1.0);
         }
-        // One that is still here was given back unseen.
-        self.remove(address);
         filter(address).fetch_add(1, Ordering::Release);
         self.living.insert(address, followed);
     }
