@@ -9,12 +9,13 @@ use bytes::Bytes;
 use culvert_common::{Decision, OUTBOUND_PORT, Reason};
 use http::header::FORWARDED;
 use http::{HeaderValue, Method, Request};
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::open::Count;
 use super::pod::Pod;
-use super::relay::relay;
+use super::relay::{Fault, relay};
 use super::socket::{next, reset};
 use super::{Counters, Hop, Side, Stage, TunnelFlow};
 use crate::hbone::{Destination, OpenError, Tunnel, authority, forwarded};
@@ -39,7 +40,7 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
         opened = open(&pod, &tcp, app) => opened,
         () = pod.kill.cancelled() => return reset(tcp),
     };
-    let (tunnel, mut flow, first) = match opened {
+    let (tunnel, mut flow, (first, broken)) = match opened {
         Ok(opened) => opened,
         Err(flow) => {
             tracing::debug!(pod = pod.info.name, target = %flow.target, error = flow.error, "refused");
@@ -56,6 +57,9 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
 
     let Tunnel { send, recv, slot } = tunnel;
     let end = async {
+        if let Some(error) = broken {
+            return Fault::Tcp(error.into()).to_string();
+        }
         pod.kill.cancelled().await;
         "the agent stopped serving the pod".to_owned()
     };
@@ -76,13 +80,13 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
     pod.shared.mesh.report(flow);
 }
 
-/// Finds out where the app wanted to go and opens the tunnel there; how many bytes of the app went with the request. Fails with the
-/// flow to report.
+/// Finds out where the app wanted to go and opens the tunnel there; what of the app went with the request. Fails with the flow to
+/// report.
 async fn open(
     pod: &Pod,
     tcp: &TcpStream,
     app: SocketAddr,
-) -> Result<(Tunnel, TunnelFlow, u64), Box<TunnelFlow>> {
+) -> Result<(Tunnel, TunnelFlow, Said), Box<TunnelFlow>> {
     let mesh = &pod.shared.mesh;
     let here = SocketAddr::new(app.ip(), OUTBOUND_PORT);
     let mut flow = TunnelFlow {
@@ -123,7 +127,7 @@ async fn open(
                 if n > 0 && !hop.waypoint {
                     mesh.went_elsewhere(pod.info.netns_cookie, flow.requested, flow.target);
                 }
-                return Ok((tunnel, flow, first.taken.len() as u64));
+                return Ok((tunnel, flow, (first.taken.len() as u64, first.broken)));
             }
             Err((_, error, Retry::Safe)) if n + 1 < last => {
                 tracing::debug!(pod = pod.info.name, target = %flow.target, error, "trying another endpoint");
@@ -134,10 +138,15 @@ async fn open(
     Err(flow.refused(Reason::NoEndpoint, "there is nowhere to go").into())
 }
 
+/// How many bytes have gone with the request, and how the app's connection broke meanwhile, if it did.
+type Said = (u64, Option<Errno>);
+
 /// What an app says while its tunnel is being opened.
 struct FirstWords<'a> {
     tcp: &'a TcpStream,
     taken: Bytes,
+    /// What the socket had to tell instead. It tells it once: to the relay this would look like an orderly end.
+    broken: Option<Errno>,
 }
 
 impl<'a> FirstWords<'a> {
@@ -145,16 +154,18 @@ impl<'a> FirstWords<'a> {
     const MOST: usize = 4 << 10;
 
     fn of(tcp: &'a TcpStream) -> Self {
-        Self { tcp, taken: Bytes::new() }
+        Self { tcp, taken: Bytes::new(), broken: None }
     }
 
-    /// The same once there was something, for a tunnel that is tried again. Whatever else the socket has to tell, the relay finds out.
+    /// The same once there was something, for a tunnel that is tried again.
     fn so_far(&mut self) -> Bytes {
-        if self.taken.is_empty() {
+        if self.taken.is_empty() && self.broken.is_none() {
             let mut buffer = [0; Self::MOST];
             // Not by way of tokio, which has not asked yet what the socket is ready for.
-            if let Ok(n) = recv(self.tcp.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                self.taken = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+            match recv(self.tcp.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(n) => self.taken = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default()),
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(error) => self.broken = Some(error),
             }
         }
         self.taken.clone()

@@ -12,7 +12,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::raw::{ACK, DATA, END_HEADERS, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, frame};
 use crate::world::{DAY, Setup, World, id};
-use crate::{expect_reset, round_trip};
+use crate::{expect_reset, reset, round_trip};
 
 /// HPACK: `:status: 200`.
 const OK: &[u8] = &[0x88];
@@ -131,4 +131,15 @@ async fn what_the_server_says_it_has_not_looked_at_is_said_again() {
     round_trip(&mut second, b"and on").await;
     assert_eq!(seen.load(Ordering::Relaxed), 3, "once turned away");
     assert_eq!(world.client.counters.refused.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_reset_before_the_tunnel_is_open_is_no_orderly_end() {
+    let world = World::new().await;
+    let app = world.app().await;
+    for _ in 0..20 {
+        reset(world.connect().await);
+        let (server, _) = app.accept().await.unwrap();
+        expect_reset(server).await;
+    }
 }
