@@ -15,6 +15,7 @@
 //! * [`identity`]: SPIFFE ids, the CA, certificates and how a peer's identity is checked.
 //! * [`telemetry`]: flow records and metrics. [`admin`]: the socket that shows them. [`cli`]: who asks.
 //! * [`graph`]: pictures of flow records.
+//! * [`profile`]: where the agent's own time and memory go; with the allocator that can be looked at.
 //! * [`analyze`]: what is notable about manifests, without an agent.
 //! * [`waypoint`]: the waypoints of a folder of manifests, made and judged for `culvert waypoint`.
 //! * [`claim`]: one agent for an instance and a part of the cgroup tree.
