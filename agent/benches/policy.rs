@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use culvert::bpf::{Kernel, Scratch};
+use culvert::bpf::{Kernel, Scratch, Trial};
 use culvert::control::{Update, manifests};
 use culvert::model::{Settings, Snapshot, World, desired};
 use culvert::policy::{Interner, compile};
@@ -287,7 +287,8 @@ fn program(agent: &Agent) -> Duration {
     let tuple = Tuple::new(end([10, 63, 255, 254], 40_000), SocketAddr::from((address(0), 9999)).into());
     let mut times: Vec<Duration> = (0..BATCHES)
         .map(|_| {
-            let (let_in, time) = agent.kernel.try_syn(&tuple, Some(STRANGER), 10_000).expect("a trial run");
+            let Trial { let_in, time, .. } =
+                agent.kernel.try_syn(&tuple, Some(STRANGER), 10_000).expect("a trial run");
             assert!(!let_in, "a peer that no policy names is refused");
             time
         })

@@ -43,5 +43,6 @@ pub(crate) use pins::remove_pins;
 pub use probe::lacking;
 pub use scratch::Scratch;
 pub use sync::{Short, SyncStats, Synced};
+pub use trial::Trial;
 pub use usage::Usage;
 pub use witness::Witness;

@@ -34,7 +34,7 @@ pub enum Hook {
     Connect = 0,
     /// sockops: an allowed connection leaves the source.
     Sockops = 1,
-    /// sk_lookup: the destination's verdict.
+    /// sk_lookup: the destination's verdict, unless [`Hook::Accepted`] will tell it.
     Admit = 2,
     /// sockops: the connection ended at its source; bytes and duration are set.
     Close = 3,
@@ -45,7 +45,8 @@ pub enum Hook {
     /// sockops: an accepted connection has no room in `connections`. The agent destroys it, and reports that as
     /// [`Hook::Destroy`].
     Untracked = 6,
-    /// sockops: a connection that goes directly or comes in plaintext has been accepted, at its destination.
+    /// sockops: a connection that goes directly or comes in plaintext has been accepted, at its destination; of one that goes directly
+    /// the verdict is told by this.
     Accepted = 7,
     /// sockops: what [`Hook::Accepted`] told of has ended; bytes and duration are set.
     CloseAccepted = 8,
@@ -215,6 +216,15 @@ pub struct FlowEvent {
     pub reserved: u32,
 }
 assert_size!(FlowEvent, 144);
+
+impl FlowEvent {
+    /// Whether the server's end of the connection reports, not the client's.
+    pub fn is_at_destination(&self) -> bool {
+        const AT_DESTINATION: [Hook; 5] =
+            [Hook::Admit, Hook::Destroy, Hook::Untracked, Hook::Accepted, Hook::CloseAccepted];
+        AT_DESTINATION.iter().any(|hook| self.hook == *hook as u32)
+    }
+}
 
 #[cfg(test)]
 mod tests {

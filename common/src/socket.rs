@@ -60,10 +60,26 @@ pub struct Admission {
     pub netns: u64,
     /// The identity it is admitted with.
     pub identity: u32,
+    /// The destination's identity. This and the next three: the destination's verdict, once it has let the SYN in.
+    pub destination: u32,
+    /// [`crate::Reason`] of the allowance; before it [`crate::Reason::NoPolicyState`].
+    pub reason: u32,
+    /// The policy index that allowed it.
+    pub policy: u32,
+    /// What AUDIT and dry-run policies say beside it.
+    pub note: u32,
     /// Zero.
     pub reserved: u32,
 }
-assert_size!(Admission, 16);
+assert_size!(Admission, 32);
+
+impl Admission {
+    /// Of a SYN that the destination has not judged.
+    #[inline(always)]
+    pub const fn new(netns: u64, identity: u32) -> Self {
+        Self { netns, identity, destination: 0, reason: 0, policy: 0, note: 0, reserved: 0 }
+    }
+}
 
 /// An open connection into an enrolled pod that does not go through the agent: what a change of policy is held against.
 #[repr(C)]

@@ -23,36 +23,53 @@ pub fn let_in(ctx: &SkLookupContext) -> bool {
     if tuple.destination().port() == HBONE_PORT {
         return true;
     }
-    let (source, destination, decision) = judge(&tuple);
-    report(tuple, source, destination, decision);
+    let admission = ADMITTED.get_ptr_mut(&tuple);
+    // No admission: nobody on this node vouches for the packet, whatever address it claims.
+    // SAFETY: the element is the map's for the whole run. It may be given to another tuple when the client gives up meanwhile: then this
+    // SYN is nobody's.
+    let source = admission.map_or(UNKNOWN_IDENTITY, |a| unsafe { (*a).identity });
+    let (destination, decision) = judge(source, &tuple);
+    note(decision.note);
+    count(if decision.allowed() { Counter::Admitted } else { Counter::RefusedAtDestination });
+    if source == HOST_IDENTITY || source == OWN_IDENTITY {
+        // kubelet probes every few seconds, and what the agent reports itself: counted, not told
+        return decision.allowed();
+    }
+    match admission {
+        Some(admission) if decision.allowed() => leave(admission, destination, decision),
+        _ => report(tuple, source, destination, decision),
+    }
     decision.allowed()
 }
 
-/// Source identity, destination identity, verdict.
+/// Destination identity, verdict.
 #[inline(always)]
-fn judge(tuple: &Tuple) -> (u32, u32, Decision) {
-    let admission: Option<Admission> = copied!(ADMITTED, tuple);
-    // No admission: nobody on this node vouches for the packet, whatever address it claims.
-    let source = admission.map_or(UNKNOWN_IDENTITY, |a| a.identity);
+fn judge(source: u32, tuple: &Tuple) -> (u32, Decision) {
     const SERVING: u32 = flags::LOCAL | flags::ENROLLED;
     let workload: Option<Workload> = copied!(WORKLOADS, tuple.destination().ip());
     match workload.filter(|w| w.flags & SERVING == SERVING) {
         Some(w) => {
             let (client, port) = (tuple.source().ip(), tuple.destination().port());
-            (source, w.identity, decide(&KernelPolicy, w.class, source, client, port))
+            (w.identity, decide(&KernelPolicy, w.class, source, client, port))
         }
         // The hook is in place and the tables do not know the address: closed.
-        None => (source, UNKNOWN_IDENTITY, Decision::refuse(Reason::UnknownDestination)),
+        None => (UNKNOWN_IDENTITY, Decision::refuse(Reason::UnknownDestination)),
     }
+}
+
+/// Who accepts the connection tells of the verdict, in one event.
+#[inline(always)]
+fn leave(admission: *mut Admission, destination: u32, decision: Decision) {
+    // SAFETY: as where it was read.
+    let admission = unsafe { &mut *admission };
+    admission.destination = destination;
+    admission.reason = decision.reason as u32;
+    admission.policy = decision.policy;
+    admission.note = decision.note;
 }
 
 #[inline(always)]
 fn report(tuple: Tuple, source: u32, destination: u32, decision: Decision) {
-    note(decision.note);
-    count(if decision.allowed() { Counter::Admitted } else { Counter::RefusedAtDestination });
-    if source == HOST_IDENTITY || source == OWN_IDENTITY {
-        return; // kubelet probes every few seconds, and what the agent reports itself: counted, not told
-    }
     let path = if source == UNKNOWN_IDENTITY { Path::Passthrough } else { Path::Direct };
     emit(FlowEvent {
         time_ns: now(),

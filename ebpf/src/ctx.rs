@@ -32,6 +32,7 @@ const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 const SOL_TCP: i32 = 6;
 const TCP_USER_TIMEOUT: i32 = 18;
+const TCP_CONGESTION: i32 = 13;
 
 macro_rules! load {
     ($ptr:expr, $($field:tt)+) => {
@@ -256,6 +257,15 @@ pub fn cut_off(ctx: &SockOpsContext) {
         bpf_setsockopt(ctx.ops.cast(), SOL_SOCKET, SO_BINDTODEVICE, interface.as_mut_ptr().cast(), 4);
         bpf_setsockopt(ctx.ops.cast(), SOL_TCP, TCP_USER_TIMEOUT, (&raw mut milliseconds).cast(), 4);
     }
+}
+
+/// Tells a socket whose peer is the agent, by way of `lo`, that no network is in between: what the node's setting may do about one
+/// (BBR's pacing, CUBIC's slow start that ends at the first delay) halves what it carries. Every kernel has Reno.
+#[inline(always)]
+pub fn has_no_network(ctx: &SockOpsContext) {
+    let mut name = *b"reno";
+    // SAFETY: the helper reads four bytes of the stack (Linux 4.13). On failure the node's setting stays.
+    unsafe { bpf_setsockopt(ctx.ops.cast(), SOL_TCP, TCP_CONGESTION, name.as_mut_ptr().cast(), 4) };
 }
 
 /// How far a connection has come, in TCP's own numbers: SYN and FIN count as a byte each.

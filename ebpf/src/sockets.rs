@@ -41,11 +41,11 @@ fn on_connect(ctx: &SockOpsContext) {
             || k == SocketKind::Host as u32
             || k == SocketKind::Own as u32 =>
         {
-            let admission = Admission { netns, identity: state.source, reserved: 0 };
-            ADMITTED.insert(Tuple::new(local, remote), admission, REPLACE)
+            ADMITTED.insert(Tuple::new(local, remote), Admission::new(netns, state.source), REPLACE)
         }
         k if k == SocketKind::Tunnel as u32 => {
             let destination = OriginalDst { requested: state.peer, target: state.target };
+            ctx::has_no_network(ctx);
             ORIGINAL_DST.insert(LocalKey::new(netns, local), destination, REPLACE)
         }
         k if k == SocketKind::Passthrough as u32 => Ok(()),
@@ -95,7 +95,8 @@ fn watch(ctx: &SockOpsContext) {
 /// Another program may have replaced the flags since connect().
 #[inline(always)]
 fn on_established(ctx: &SockOpsContext) {
-    if ctx::ops_state(ctx).is_some_and(|state| state.kind != SocketKind::None as u32) {
+    let still_asked_for = ctx::ops_callbacks(ctx) & BPF_SOCK_OPS_STATE_CB_FLAG != 0;
+    if !still_asked_for && ctx::ops_state(ctx).is_some_and(|state| state.kind != SocketKind::None as u32) {
         watch(ctx);
     }
 }
@@ -170,9 +171,10 @@ fn on_accept(ctx: &SockOpsContext) {
     let _ = ADMITTED.remove(tuple);
     let key = LocalKey::new(netns, remote);
     let Some(client) = copied!(ORIGINAL_SRC, &key) else {
-        return note_inbound(ctx, tuple, netns, admission.map_or(UNKNOWN_IDENTITY, |a| a.identity));
+        return note_inbound(ctx, tuple, netns, &admission.unwrap_or(Admission::new(0, UNKNOWN_IDENTITY)));
     };
     let _ = ORIGINAL_SRC.remove(key);
+    ctx::has_no_network(ctx);
     if let Some(state) = ctx::ops_state_or_new(ctx) {
         state.peer = client;
         state.kind = SocketKind::Accepted as u32;
@@ -181,7 +183,8 @@ fn on_accept(ctx: &SockOpsContext) {
 
 /// Keeps a connection into an enrolled pod in sight while it is open, for the day when policy changes.
 #[inline(always)]
-fn note_inbound(ctx: &SockOpsContext, tuple: Tuple, netns: u64, identity: u32) {
+fn note_inbound(ctx: &SockOpsContext, tuple: Tuple, netns: u64, admission: &Admission) {
+    let identity = admission.identity;
     let port = tuple.destination().port();
     let judged_elsewhere = port == HBONE_PORT || port == OUTBOUND_PORT; // by the agent
     if judged_elsewhere || identity == OWN_IDENTITY || tuple.destination().ip().is_loopback() {
@@ -209,7 +212,14 @@ fn note_inbound(ctx: &SockOpsContext, tuple: Tuple, netns: u64, identity: u32) {
         return untracked(tuple, connection);
     }
     watch(ctx);
-    emit(inbound(tuple, &connection, Hook::Accepted));
+    let mut event = inbound(tuple, &connection, Hook::Accepted);
+    if admission.reason != Reason::NoPolicyState as u32 {
+        event.reason = admission.reason;
+        event.policy = admission.policy;
+        event.note = admission.note;
+        event.destination = admission.destination;
+    }
+    emit(event);
 }
 
 /// A change of policy would not find this connection. The program cannot end it: the agent does.

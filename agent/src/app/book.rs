@@ -6,11 +6,38 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::control::objects::TargetPort;
+use crate::identity::SpiffeId;
 use crate::model::{Service, Snapshot, Workload};
-use crate::telemetry::labels::{Peer, ServiceName};
+use crate::telemetry::labels::{Peer, Reporter, ServiceName};
+use crate::telemetry::traffic::Place;
 
 /// Pods that are gone and still named.
 const DEPARTED: usize = 4096;
+/// Pairs whose place in the metrics is kept.
+const PAIRS: usize = 16_384;
+
+/// What the labels of a connection follow from, while the names stay.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Pair {
+    pub(super) reporter: Reporter,
+    pub(super) client: IpAddr,
+    /// With the port where the destination reports, which leads to the service; else 0.
+    pub(super) server: SocketAddr,
+    /// The HBONE listener's.
+    pub(super) hop: Option<IpAddr>,
+    /// `None` where the destination reports.
+    pub(super) requested: Option<IpAddr>,
+    pub(super) proven: Proven,
+}
+
+/// Who the two ends have proven to be, and so how the connection goes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Proven {
+    /// To the kernel: numbers of identities.
+    Numbers { source: u32, destination: u32, path: u32 },
+    /// In a tunnel.
+    Ids { source: Option<SpiffeId>, destination: Option<SpiffeId> },
+}
 
 /// A workload by its address.
 #[derive(Clone)]
@@ -30,6 +57,7 @@ pub(super) struct Book {
     departed: HashMap<IpAddr, Known>,
     services: HashMap<IpAddr, Arc<ServiceName>>,
     guesses: HashMap<SocketAddr, Arc<ServiceName>>,
+    places: HashMap<Pair, Place>,
 }
 
 impl Book {
@@ -40,6 +68,7 @@ impl Book {
             departed: HashMap::new(),
             services: HashMap::new(),
             guesses: HashMap::new(),
+            places: HashMap::new(),
         }
     }
 
@@ -51,12 +80,29 @@ impl Book {
         self.snapshot = snapshot.clone();
         self.services.clear();
         self.guesses.clear();
+        self.places.clear();
         let gone = self.known.drain().filter(|(ip, _)| snapshot.workload_by_ip(*ip).is_none());
         if self.departed.len() > DEPARTED {
             self.departed.clear();
         }
         self.departed.extend(gone);
         self.departed.retain(|ip, _| snapshot.workload_by_ip(*ip).is_none());
+    }
+
+    /// Where this pair was counted last.
+    pub(super) fn place(&self, pair: &Pair) -> Option<Place> {
+        self.places.get(pair).copied()
+    }
+
+    /// With the names of `snapshot` it is counted there.
+    pub(super) fn remember(&mut self, snapshot: &Arc<Snapshot>, pair: Pair, place: Place) {
+        if !Arc::ptr_eq(&self.snapshot, snapshot) {
+            return;
+        }
+        if self.places.len() >= PAIRS {
+            self.places.clear();
+        }
+        self.places.insert(pair, place);
     }
 
     /// Who has this address, or had it last.

@@ -1,6 +1,6 @@
 //! What becomes of every connection, told once each: as a flow record, in the metrics and in the access log.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use culvert_common::{Decision, FlowEvent, Hook, Path, Reason, Tuple, Verdict};
 use tokio::sync::watch;
 
-use super::book::{Book, Known};
+use super::book::{Book, Known, Pair, Proven};
 use super::ends::Ends;
 use crate::hbone::REVOKED;
 use crate::model::Snapshot;
@@ -16,7 +16,7 @@ use crate::proxy::{Side, Stage, TunnelFlow};
 use crate::telemetry::access::{AccessLog, End, Line};
 use crate::telemetry::flows::FlowLog;
 use crate::telemetry::labels::{Flags, Labels, Reporter};
-use crate::telemetry::traffic::{Event, Refusal, Traffic};
+use crate::telemetry::traffic::{Event, Place, Refusal, Traffic};
 
 /// Where everything about connections is told.
 pub(super) struct Observer {
@@ -73,8 +73,8 @@ impl Observer {
     /// What a program reported.
     pub(super) fn kernel(&self, event: FlowEvent) {
         self.events.fetch_add(1, Ordering::Relaxed);
-        // The verdict on it has been told.
-        if event.hook != Hook::Accepted as u32 {
+        // Otherwise the verdict on it has been told.
+        if event.hook != Hook::Accepted as u32 || event.reason != Reason::Judged as u32 {
             self.flows.kernel(event);
         }
         let refused = event.verdict == Verdict::Refused as u32;
@@ -101,7 +101,24 @@ impl Observer {
         if refused {
             self.refuse(&snapshot, reporter(&event), "refused", decision(&event));
         }
-        self.tell(&snapshot, seen(&event, happened, error, &snapshot));
+        let pair = pair(&event);
+        if !self.is_logged(happened, !error.is_empty()) && self.count_again(&snapshot, &pair, happened) {
+            return;
+        }
+        self.tell_of(&snapshot, pair, seen(&event, happened, error, &snapshot));
+    }
+
+    /// Counts without a name where the pair has been counted before.
+    fn count_again(&self, snapshot: &Arc<Snapshot>, pair: &Pair, happened: Event) -> bool {
+        let mut book = lock(&self.book);
+        book.turn_to(snapshot);
+        book.place(pair).is_some_and(|place| self.traffic.count_again(place, happened))
+    }
+
+    /// Whether there is a line about this in the access log.
+    fn is_logged(&self, happened: Event, failed: bool) -> bool {
+        let failed = failed || !matches!(happened, Event::Closed { .. });
+        happened != Event::Opened && self.access.wants(failed)
     }
 
     /// An open connection is about to be cut: the line about its end is to say why.
@@ -117,8 +134,10 @@ impl Observer {
         self.refuse(&snapshot, reporter(&event), "ended", decision(&event));
         if !heard {
             let closed = Event::Closed { from_client: 0, from_server: 0 };
-            let seen = seen(&event, closed, said(reason(&event), event.policy, &snapshot), &snapshot);
-            self.log(&snapshot, &seen);
+            let error = said(reason(&event), event.policy, &snapshot);
+            if self.is_logged(closed, true) {
+                self.log(&snapshot, &seen(&event, closed, error, &snapshot));
+            }
         }
     }
 
@@ -139,6 +158,12 @@ impl Observer {
         if !flow.decision.allowed() {
             let stage = if flow.stage == Stage::Refused { "refused" } else { "ended" };
             self.refuse(&snapshot, reporter, stage, flow.decision);
+        }
+        let pair = pair_of(&flow, reporter);
+        let failed = !flow.error.is_empty() || !flow.decision.allowed();
+        if !self.is_logged(event, failed) && self.count_again(&snapshot, &pair, event) {
+            self.flows.tunnel(flow);
+            return;
         }
         let text = |id: &Option<_>| id.as_ref().map_or_else(String::new, ToString::to_string);
         let mut error = flow.error.clone();
@@ -164,7 +189,14 @@ impl Observer {
             error,
         };
         self.flows.tunnel(flow);
-        self.tell(&snapshot, seen);
+        self.tell_of(&snapshot, pair, seen);
+    }
+
+    /// Tells, and keeps in mind where this pair is counted.
+    fn tell_of(&self, snapshot: &Arc<Snapshot>, pair: Pair, seen: Seen) {
+        if let Some(place) = self.tell(snapshot, seen) {
+            lock(&self.book).remember(snapshot, pair, place);
+        }
     }
 
     fn refuse(&self, snapshot: &Snapshot, reporter: Reporter, stage: &'static str, decision: Decision) {
@@ -172,8 +204,8 @@ impl Observer {
         self.traffic.refuse(Refusal { reporter, stage, reason: decision.reason.as_str(), policy });
     }
 
-    fn tell(&self, snapshot: &Arc<Snapshot>, seen: Seen) {
-        if seen.event != Event::Opened {
+    fn tell(&self, snapshot: &Arc<Snapshot>, seen: Seen) -> Option<Place> {
+        if self.is_logged(seen.event, !seen.error.is_empty()) {
             self.log(snapshot, &seen);
         }
         let mut book = lock(&self.book);
@@ -191,15 +223,10 @@ impl Observer {
             service,
             encrypted: seen.tunnel,
         };
-        self.traffic.count(labels, seen.event);
+        self.traffic.count(labels, seen.event)
     }
 
-    /// At no cost when nobody wants the line.
     fn log(&self, snapshot: &Arc<Snapshot>, seen: &Seen) {
-        let failed = !seen.error.is_empty() || !matches!(seen.event, Event::Closed { .. });
-        if !self.access.wants(failed) {
-            return;
-        }
         let mut book = lock(&self.book);
         book.turn_to(snapshot);
         let (source, destination) = ends(&mut book, seen);
@@ -266,13 +293,37 @@ fn decision(event: &FlowEvent) -> Decision {
 }
 
 fn reporter(event: &FlowEvent) -> Reporter {
-    const AT_DESTINATION: [Hook; 5] =
-        [Hook::Admit, Hook::Destroy, Hook::Untracked, Hook::Accepted, Hook::CloseAccepted];
-    if AT_DESTINATION.iter().any(|hook| event.hook == *hook as u32) {
-        Reporter::Destination
-    } else {
-        Reporter::Source
+    if event.is_at_destination() { Reporter::Destination } else { Reporter::Source }
+}
+
+fn pair(event: &FlowEvent) -> Pair {
+    let (source, destination, path) = (event.source, event.destination, event.path);
+    let server = event.tuple.destination().into();
+    between(
+        reporter(event),
+        (SocketAddr::from(event.tuple.source()).ip(), server, None),
+        event.requested.into(),
+        Proven::Numbers { source, destination, path },
+    )
+}
+
+fn pair_of(flow: &TunnelFlow, reporter: Reporter) -> Pair {
+    let proven = Proven::Ids { source: flow.source.clone(), destination: flow.destination.clone() };
+    let ends = (flow.client.ip(), flow.target, flow.hop.map(|hop| hop.ip()));
+    between(reporter, ends, flow.requested, proven)
+}
+
+fn between(
+    reporter: Reporter,
+    (client, mut server, hop): (IpAddr, SocketAddr, Option<IpAddr>),
+    requested: SocketAddr,
+    proven: Proven,
+) -> Pair {
+    let requested = (reporter == Reporter::Source).then_some(requested.ip());
+    if requested.is_some() {
+        server.set_port(0);
     }
+    Pair { reporter, client, server, hop, requested, proven }
 }
 
 /// A refusal in words, with the policy.

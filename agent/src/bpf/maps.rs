@@ -229,12 +229,15 @@ impl Maps {
     }
 
     /// Admits a tuple, or takes its admission back.
-    pub(super) fn put_admission(&self, tuple: &Tuple, admission: Option<Admission>) -> io::Result<()> {
+    pub(super) fn put_admission(&self, tuple: &Tuple, admission: Admission) -> io::Result<()> {
+        lock(&self.admitted).insert(tuple, admission, 0).map_err(io::Error::other)
+    }
+
+    pub(super) fn take_admission(&self, tuple: &Tuple) -> io::Result<Option<Admission>> {
         let mut map = lock(&self.admitted);
-        match admission {
-            Some(admission) => map.insert(tuple, admission, 0).map_err(io::Error::other),
-            None => found(map.remove(tuple)).map(drop),
-        }
+        let admission = found(map.get(tuple, 0))?;
+        found(map.remove(tuple))?;
+        Ok(admission)
     }
 
     /// The row of the kernel's policy table that decides, with its key: what the programs find at this moment.

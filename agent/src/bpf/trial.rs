@@ -49,21 +49,34 @@ struct Attr {
     rest: [u32; 4],
 }
 
+/// What the destination's program did with a SYN.
+#[derive(Clone, Copy)]
+pub struct Trial {
+    /// Whether it lets it in.
+    pub let_in: bool,
+    /// The time of one run.
+    pub time: Duration,
+    /// The admission with the verdict in it, when somebody vouched for the SYN. Else an event told the verdict, as with a refusal.
+    pub admission: Option<Admission>,
+}
+
 impl Kernel {
     /// Runs the destination's program on the SYN of `tuple`, `repeat` times, by BPF_PROG_TEST_RUN (Linux 5.14): whether it
-    /// lets it in, and the time of one run. `identity` is admitted for the tuple first, as the source's hooks would have done;
+    /// lets it in. `identity` is admitted for the tuple first, as the source's hooks would have done;
     /// `None`: nobody vouches for it. Counters and events are those of a real SYN.
     ///
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn try_syn(&self, tuple: &Tuple, identity: Option<u32>, repeat: u32) -> io::Result<(bool, Duration)> {
-        let admission = identity.map(|identity| Admission { netns: 0, identity, reserved: 0 });
-        self.maps.put_admission(tuple, admission)?;
+    pub fn try_syn(&self, tuple: &Tuple, identity: Option<u32>, repeat: u32) -> io::Result<Trial> {
+        if let Some(identity) = identity {
+            self.maps.put_admission(tuple, Admission::new(0, identity))?;
+        }
         let programs = lock(&self.programs);
         let result = run(fd(&programs, ADMIT).map_err(io::Error::other)?, &Context::of(tuple), repeat);
-        self.maps.put_admission(tuple, None)?;
-        result
+        let admission = self.maps.take_admission(tuple)?;
+        let (let_in, time) = result?;
+        Ok(Trial { let_in, time, admission })
     }
 }
 

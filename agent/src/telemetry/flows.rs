@@ -111,12 +111,26 @@ pub struct FlowRecord {
 #[derive(Clone)]
 enum Kept {
     Kernel(FlowEvent),
-    Tunnel(Box<TunnelFlow>),
+    Tunnel(Timestamp, Box<TunnelFlow>),
 }
 
 struct Ring {
     next: u64,
-    kept: VecDeque<(u64, Timestamp, Kept)>,
+    kept: VecDeque<Kept>,
+}
+
+impl Ring {
+    /// The number after which everything is kept.
+    fn before_oldest(&self) -> u64 {
+        self.next - 1 - self.kept.len() as u64
+    }
+
+    /// What follows number `after`, with its numbers.
+    fn after(&self, after: u64) -> impl Iterator<Item = (u64, &Kept)> {
+        let before = self.before_oldest();
+        let skipped = after.saturating_sub(before).min(self.kept.len() as u64);
+        (before + skipped + 1..).zip(self.kept.range(usize::try_from(skipped).unwrap_or(usize::MAX)..))
+    }
 }
 
 /// The last [`CAPACITY`] flows. Recording is cheap; names are looked up when somebody reads.
@@ -150,28 +164,27 @@ impl FlowLog {
 
     /// Keeps what a program reported.
     pub fn kernel(&self, event: FlowEvent) -> u64 {
-        let time = self.boot.checked_add(Duration::from_nanos(event.time_ns));
-        self.keep(
-            time.and_then(|t| Timestamp::try_from(t).ok()).unwrap_or_else(Timestamp::now),
-            Kept::Kernel(event),
-        )
+        self.keep(Kept::Kernel(event))
     }
 
     /// Keeps what the proxy reported.
     pub fn tunnel(&self, flow: TunnelFlow) -> u64 {
-        self.keep(Timestamp::now(), Kept::Tunnel(Box::new(flow)))
+        self.keep(Kept::Tunnel(Timestamp::now(), Box::new(flow)))
     }
 
-    fn keep(&self, time: Timestamp, kept: Kept) -> u64 {
+    fn keep(&self, kept: Kept) -> u64 {
         let mut ring = self.lock();
         let seq = ring.next;
         ring.next += 1;
         if ring.kept.len() == CAPACITY {
             ring.kept.pop_front();
         }
-        ring.kept.push_back((seq, time, kept));
+        ring.kept.push_back(kept);
         drop(ring);
-        self.newest.send_modify(|newest| *newest = seq.max(*newest));
+        // Who subscribes later reads the log first.
+        if self.newest.receiver_count() > 0 {
+            self.newest.send_modify(|newest| *newest = seq.max(*newest));
+        }
         seq
     }
 
@@ -187,21 +200,19 @@ impl FlowLog {
 
     /// The number after which everything is kept.
     pub fn before_oldest(&self) -> u64 {
-        let ring = self.lock();
-        ring.next - 1 - ring.kept.len() as u64
+        self.lock().before_oldest()
     }
 
     /// The first records after number `after`, at most `most`; the log is not held up while their names are looked up.
     pub fn page(&self, after: u64, most: usize, names: &dyn Names) -> Page {
         let (kept, before_oldest): (Vec<_>, u64) = {
             let ring = self.lock();
-            let start = ring.kept.partition_point(|(n, ..)| *n <= after);
-            let kept = ring.kept.range(start..).take(most).cloned().collect();
-            (kept, ring.next - 1 - ring.kept.len() as u64)
+            let kept = ring.after(after).take(most).map(|(n, kept)| (n, kept.clone())).collect();
+            (kept, ring.before_oldest())
         };
-        let render = |(n, time, kept): &(u64, Timestamp, Kept)| self.render(*n, *time, kept, names);
+        let render = |(n, kept): &(u64, Kept)| self.render(*n, kept, names);
         Page {
-            last: kept.last().map_or(after, |(n, ..)| *n),
+            last: kept.last().map_or(after, |(n, _)| *n),
             lost: before_oldest.saturating_sub(after),
             records: kept.iter().map(render).collect(),
         }
@@ -210,19 +221,23 @@ impl FlowLog {
     /// The records after number `seq`, oldest first.
     pub fn since(&self, seq: u64, names: &dyn Names) -> Vec<FlowRecord> {
         let ring = self.lock();
-        let start = ring.kept.partition_point(|(n, ..)| *n <= seq);
-        ring.kept.range(start..).map(|(n, time, kept)| self.render(*n, *time, kept, names)).collect()
+        ring.after(seq).map(|(n, kept)| self.render(n, kept, names)).collect()
     }
 
-    fn render(&self, seq: u64, time: Timestamp, kept: &Kept, names: &dyn Names) -> FlowRecord {
-        let mut record = match kept {
-            Kept::Kernel(event) => from_kernel(event, names),
-            Kept::Tunnel(flow) => from_tunnel(flow, names),
+    fn render(&self, seq: u64, kept: &Kept, names: &dyn Names) -> FlowRecord {
+        let (time, mut record) = match kept {
+            Kept::Kernel(event) => (self.time(event), from_kernel(event, names)),
+            Kept::Tunnel(time, flow) => (*time, from_tunnel(flow, names)),
         };
         record.seq = seq;
         record.time = time.to_string();
         record.node.clone_from(&self.node);
         record
+    }
+
+    fn time(&self, event: &FlowEvent) -> Timestamp {
+        let time = self.boot.checked_add(Duration::from_nanos(event.time_ns));
+        time.and_then(|time| Timestamp::try_from(time).ok()).unwrap_or_default()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Ring> {
@@ -249,12 +264,7 @@ fn from_kernel(event: &FlowEvent, names: &dyn Names) -> FlowRecord {
         },
         verdict: verdict(allowed),
         path: path(event.path),
-        side: match event.hook {
-            h if h == Hook::Admit as u32 || h == Hook::Destroy as u32 || h == Hook::CloseAccepted as u32 => {
-                "destination"
-            }
-            _ => "source",
-        },
+        side: if event.is_at_destination() { "destination" } else { "source" },
         reason: Reason::from_u32(event.reason).map_or("unknown", Reason::as_str),
         policy: names.policy(event.policy).unwrap_or_default(),
         note: names.note(event.note).unwrap_or_default(),

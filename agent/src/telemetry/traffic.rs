@@ -99,8 +99,18 @@ impl Series {
     }
 }
 
+/// Where a set of labels is counted, for those who count there often.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    index: usize,
+    /// Places are good until something is forgotten.
+    forgotten: u64,
+}
+
 struct Inner {
-    series: HashMap<Labels, Series>,
+    /// Their places in `series`.
+    places: HashMap<Labels, usize>,
+    series: Vec<Series>,
     overflow: HashMap<Labels, Series>,
     refusals: HashMap<Refusal, u64>,
     forgotten: u64,
@@ -118,7 +128,8 @@ impl Traffic {
     /// Room for `limit` sets of labels, and for as many kinds of refusals.
     pub fn new(limit: usize) -> Self {
         let inner = Inner {
-            series: HashMap::new(),
+            places: HashMap::new(),
+            series: Vec::new(),
             overflow: HashMap::new(),
             refusals: HashMap::new(),
             forgotten: 0,
@@ -132,25 +143,40 @@ impl Traffic {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts `event`.
-    pub fn count(&self, labels: Labels, event: Event) {
-        self.count_at(labels, event, Instant::now());
+    /// Counts `event`; returns where, unless that is under `overflow`.
+    pub fn count(&self, labels: Labels, event: Event) -> Option<Place> {
+        self.count_at(labels, event, Instant::now())
     }
 
-    fn count_at(&self, labels: Labels, event: Event, now: Instant) {
+    fn count_at(&self, labels: Labels, event: Event, now: Instant) -> Option<Place> {
         let mut inner = self.lock();
-        if let Some(series) = inner.series.get_mut(&labels) {
-            return series.add(event, now);
-        }
-        if inner.series.len() >= self.limit {
+        let mut index = inner.places.get(&labels).copied();
+        if index.is_none() && inner.series.len() >= self.limit {
             inner.make_room(now);
         }
-        if inner.series.len() < self.limit {
-            inner.series.entry(labels).or_insert_with(|| Series::new(now)).add(event, now);
-        } else {
+        if index.is_none() && inner.series.len() < self.limit {
+            let next = inner.series.len();
+            inner.places.insert(labels.clone(), next);
+            inner.series.push(Series::new(now));
+            index = Some(next);
+        }
+        let Some(index) = index else {
             inner.overflowed += 1;
             inner.overflow.entry(labels.overflow()).or_insert_with(|| Series::new(now)).add(event, now);
+            return None;
+        };
+        inner.series.get_mut(index)?.add(event, now);
+        Some(Place { index, forgotten: inner.forgotten })
+    }
+
+    /// Counts `event` where its labels were counted before. Returns whether the place is still theirs; if not, nothing was counted.
+    pub fn count_again(&self, place: Place, event: Event) -> bool {
+        let mut inner = self.lock();
+        if inner.forgotten != place.forgotten {
+            return false;
         }
+        let series = inner.series.get_mut(place.index);
+        series.map(|series| series.add(event, Instant::now())).is_some()
     }
 
     /// Counts a refusal.
@@ -204,13 +230,22 @@ impl Inner {
         }
         self.looked = Some(now);
         let before = self.series.len();
-        self.series.retain(|_, series| !series.may_go(now));
+        let mut kept = Vec::new();
+        self.places.retain(|_, place| {
+            let stays = self.series.get(*place).filter(|series| !series.may_go(now));
+            *place = kept.len();
+            kept.extend(stays);
+            stays.is_some()
+        });
+        self.series = kept;
         self.forgotten += (before - self.series.len()) as u64;
     }
 
     fn render(&self, out: &mut Exposition, limit: usize) {
         let mut rows: Vec<(String, &Series)> = Vec::new();
-        for (labels, series) in self.series.iter().chain(&self.overflow) {
+        let placed =
+            self.places.iter().filter_map(|(labels, place)| Some((labels, self.series.get(*place)?)));
+        for (labels, series) in placed.chain(&self.overflow) {
             let mut text = String::new();
             if labels.write(&mut text).is_ok() {
                 rows.push((text, series));

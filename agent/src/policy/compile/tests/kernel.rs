@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use culvert_common::{FlowEvent, HOST_IDENTITY, Tuple, Verdict};
+use culvert_common::{Admission, FlowEvent, HOST_IDENTITY, Tuple, Verdict};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::bpf::{EventStream, Kernel, Scratch};
+use crate::bpf::{EventStream, Kernel, Scratch, Trial};
 use crate::model::desired;
 
 /// Random worlds; each is asked a few thousand questions.
@@ -20,6 +20,8 @@ struct Asked {
     about: String,
     answer: Answer,
     note: Option<String>,
+    /// Where the program left its verdict, if it did not tell it.
+    left: Option<Admission>,
 }
 
 async fn events(stream: &mut EventStream, count: usize) -> Vec<FlowEvent> {
@@ -58,19 +60,20 @@ fn ask(kernel: &Kernel, mesh: &Mesh, compiled: &Compiled) -> Vec<Asked> {
                     SocketAddr::new(source, 40000).into(),
                     SocketAddr::new(destination, port).into(),
                 );
-                let (let_in, _) = kernel.try_syn(&tuple, identity, 1).unwrap();
+                let Trial { let_in, admission, .. } = kernel.try_syn(&tuple, identity, 1).unwrap();
                 let answer = evaluate(&question, &policies, &authn);
                 let about = format!("{question:?} {policies:#?} {authn:#?}");
                 assert_eq!(let_in, answer.allowed(), "{about}");
                 let note = expected_note(&question, &policies, &authn, &answer);
-                asked.push(Asked { about, answer, note });
+                let left = admission.filter(|_| let_in);
+                asked.push(Asked { about, answer, note, left });
             }
         }
     }
     asked
 }
 
-/// Reference = the verdict of the loaded program, and the reason, the policy and the note in its events.
+/// Reference = the verdict of the loaded program, and the reason, the policy and the note in its events and admissions.
 #[tokio::test]
 async fn the_loaded_program_decides_as_the_reference_does() {
     if !nix::unistd::geteuid().is_root() {
@@ -96,16 +99,27 @@ async fn the_loaded_program_decides_as_the_reference_does() {
         kernel.maps.sync_before(&desired).unwrap();
         kernel.maps.sync_after(&desired).unwrap();
         let asked = ask(&kernel, &mesh, &compiled);
-        let events = events(&mut stream, asked.len()).await;
-        assert_eq!(events.len(), asked.len());
+        let told = asked.iter().filter(|asked| asked.left.is_none()).count();
+        let events = events(&mut stream, told).await;
+        assert_eq!(events.len(), told);
         total += asked.len();
-        for (event, Asked { about, answer, note }) in events.iter().zip(asked) {
-            let reason = Reason::from_u32(event.reason).unwrap();
-            let allowed = event.verdict == Verdict::Allowed as u32;
+        let mut events = events.iter();
+        for Asked { about, answer, note, left } in asked {
+            let said = left.map_or_else(
+                || {
+                    events
+                        .next()
+                        .map(|event| (event.verdict, event.reason, event.policy, event.note))
+                        .unwrap()
+                },
+                |left| (Verdict::Allowed as u32, left.reason, left.policy, left.note),
+            );
+            let reason = Reason::from_u32(said.1).unwrap();
+            let allowed = said.0 == Verdict::Allowed as u32;
             let verdict = if allowed { Decision::allow(reason) } else { Decision::refuse(reason) };
-            let decision = Decision { policy: event.policy, ..verdict };
+            let decision = Decision { policy: said.2, ..verdict };
             assert_eq!(compiled.in_words(decision), Some(answer), "{about}");
-            assert_eq!(compiled.notes.text(event.note), note, "{about}");
+            assert_eq!(compiled.notes.text(said.3), note, "{about}");
         }
     }
     println!("{total} SYNs in {WORLDS} worlds: verdict, reason, policy and note as the reference has them");
@@ -162,7 +176,7 @@ fn no_change_is_ever_half_in_force() {
                     ("b", &to_b, Some(friend), false),
                     ("b", &to_b, None, false),
                 ] {
-                    let (let_in, _) = kernel.try_syn(tuple, identity, 1).unwrap();
+                    let Trial { let_in, .. } = kernel.try_syn(tuple, identity, 1).unwrap();
                     assert_eq!(let_in, expected, "{identity:?} to {pod} after {asked}");
                     asked += 1;
                 }
@@ -190,5 +204,5 @@ fn no_change_is_ever_half_in_force() {
 fn node_processes_pass(kernel: &Kernel) {
     let end = |text: &str| text.parse::<SocketAddr>().unwrap().into();
     let tuple = Tuple::new(end("10.0.0.250:40000"), end("10.0.0.1:80"));
-    assert!(kernel.try_syn(&tuple, Some(HOST_IDENTITY), 1).unwrap().0);
+    assert!(kernel.try_syn(&tuple, Some(HOST_IDENTITY), 1).unwrap().let_in);
 }
