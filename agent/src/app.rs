@@ -25,6 +25,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -106,7 +108,8 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     let mesh = MeshView::new(kernel.clone(), snapshots.clone(), observer.clone());
     let drain = Duration::from_secs(args.drain);
     let threads = args.tunnel_threads.unwrap_or_else(tunnel_threads);
-    let proxy_config = ProxyConfig { drain, threads, ..ProxyConfig::default() };
+    let busy_poll = args.busy_poll.map_or_else(busy_poll, Duration::from_micros);
+    let proxy_config = ProxyConfig { drain, threads, busy_poll, ..ProxyConfig::default() };
     let proxy = Shared::new(Arc::new(mesh), certs.clone(), proxy_config)
         .context("starting the threads that carry tunnels")?;
     let (status, state) = watch::channel(State::default());
@@ -164,6 +167,15 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
 /// A quarter of the processors, and two at least: ztunnel's choice.
 fn tunnel_threads() -> usize {
     std::thread::available_parallelism().map_or(2, |count| count.get().div_ceil(4)).max(2)
+}
+
+/// Polling takes processor time that is idle. It is not where there is one processor, or where a limit (cgroup cpu.max) counts it.
+fn busy_poll() -> Duration {
+    let processors = sched_getaffinity(Pid::from_raw(0))
+        .map_or(0, |set| (0..CpuSet::count()).filter(|n| set.is_set(*n).unwrap_or_default()).count());
+    // Knows of the limit.
+    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    if usable > 1 && usable == processors { Duration::from_micros(200) } else { Duration::ZERO }
 }
 
 fn open_ca(args: &AgentArgs) -> Result<Ca> {

@@ -258,6 +258,11 @@ pub struct AgentArgs {
     /// Threads that carry tunnels, each with HBONE connections of its own [default: a quarter of the processors, at least 2]
     #[arg(long, value_name = "N", value_parser = threads)]
     pub tunnel_threads: Option<usize>,
+    /// How long a thread that carries tunnels waits for what is about to come, in microseconds, without sleeping: round trips take
+    /// about half the time, on processors that would else be idle; 0: it sleeps at once [default: 200, but 0 with a limit of
+    /// processor time, or one processor]
+    #[arg(long, env = "CULVERT_BUSY_POLL", value_name = "MICROSECONDS", value_parser = clap::value_parser!(u64).range(0..=1000))]
+    pub busy_poll: Option<u64>,
     /// How long open tunnels may go on after SIGTERM, in seconds; a second signal ends them at once. A pod's
     /// terminationGracePeriodSeconds must be longer
     #[arg(long, default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]

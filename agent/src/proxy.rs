@@ -4,7 +4,10 @@
 //! namespace. `outbound` carries what the pod's apps opened to the destination's node; `inbound` takes what comes
 //! from other nodes, decides, and opens the connection to the app. Both end in `relay`.
 
+mod busy_poll;
+mod first_reply;
 mod guests;
+mod habits;
 mod inbound;
 mod listeners;
 mod open;

@@ -84,17 +84,26 @@ pub fn socket_netns_cookie(socket: impl AsFd) -> io::Result<u64> {
 }
 
 /// A TCP socket of `netns` bound to `address`, with port 0 to one that the kernel chooses: non-blocking, without Nagle's delay.
-/// `reuse` lets it take a port whose last connection is in TIME_WAIT.
-pub fn tcp_socket(netns: impl AsFd, address: SocketAddr, reuse: bool) -> io::Result<TcpSocket> {
+/// `to_app`: it is to connect to an app of that namespace, and may take a port whose last connection is in TIME_WAIT.
+pub fn tcp_socket(netns: impl AsFd, address: SocketAddr, to_app: bool) -> io::Result<TcpSocket> {
     let socket = in_netns(netns, || {
         Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
     })?;
     socket.set_tcp_nodelay(true)?;
-    if reuse {
+    if to_app {
         socket.set_reuse_address(true)?;
+        has_no_network(&socket);
     }
     socket.bind(&address.into())?;
     Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Between the agent and an app of the node there is no network. What the node's setting may do about one (BBR's pacing, CUBIC's slow
+/// start that ends at the first delay) halves what the connection carries. Every kernel has Reno.
+pub fn has_no_network(socket: &Socket) {
+    if let Err(error) = socket.set_tcp_congestion(b"reno") {
+        tracing::debug!(%error, "a connection inside a pod keeps the node's congestion control");
+    }
 }
 
 /// What connections to other machines use: 180 s, 180 s, 9 times, as ztunnel. Of an app in a pod of this node the kernel knows when

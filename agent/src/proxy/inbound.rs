@@ -18,6 +18,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::busy_poll;
+use super::first_reply;
 use super::guests::{Guest, Guests, Limits};
 use super::open::Count;
 use super::pod::Pod;
@@ -109,6 +111,7 @@ async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
                 }
                 Some(Ok((request, respond))) => {
                     used = true;
+                    busy_poll::heard();
                     let client = Client { peer: peer.clone(), from, revoked: revoked.clone() };
                     pod.tasks.spawn(serve(pod.clone(), client, request, respond));
                 }
@@ -188,7 +191,7 @@ async fn serve(
         },
         Err(refusal) => Err(refusal),
     };
-    let tcp = match result {
+    let mut tcp = match result {
         Ok(tcp) => tcp,
         Err(refusal) => {
             answer_refusal(&mut respond, &refusal);
@@ -199,10 +202,13 @@ async fn serve(
             return refuse(&pod, flow, decision, &refusal.text);
         }
     };
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::OK;
-    match respond.send_response(response, false) {
-        Ok(send) => carry(&pod, tcp, (send, request.into_body()), flow, (policy, revoked), start).await,
+    let mut body = request.into_body();
+    let said = tokio::select! {
+        said = first_reply::wait(&mut tcp, &mut body, &pod.servers, flow.target.port()) => said,
+        () = pod.kill.cancelled() => (0, None), // which ends it
+    };
+    match respond.send_response(Response::new(()), false) {
+        Ok(send) => carry(&pod, tcp, (send, body), flow, (policy, revoked), (start, said)).await,
         Err(error) => {
             let text = format!("the peer went away before the answer: {error}");
             refuse(&pod, flow, Decision::refuse(Reason::TunnelFailed), &text);
@@ -255,7 +261,7 @@ async fn carry(
     stream: (h2::SendStream<Bytes>, RecvStream),
     mut flow: TunnelFlow,
     (policy, revoked): (watch::Receiver<u64>, CancellationToken),
-    start: Instant,
+    (start, (given, broken)): (Instant, (u64, Option<Fault>)),
 ) {
     let counters = &pod.shared.counters;
     Counters::add(&counters.inbound_opened, 1);
@@ -265,7 +271,11 @@ async fn carry(
     let down = Count { all: &counters.bytes_sent, own: &entry.tunnel.bytes_sent };
     pod.shared.mesh.report(flow.clone());
     let mut refused = None;
+    down.add(given);
     let end = async {
+        if let Some(fault) = broken {
+            return fault.to_string();
+        }
         tokio::select! {
             decision = no_longer_allowed(pod, &flow, policy) => {
                 refused = Some(decision);

@@ -6,9 +6,12 @@ use std::os::fd::AsFd;
 
 use culvert_common::{HBONE_PORT, OUTBOUND_PORT};
 use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::AttachReusePortCbpf;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::sys::{in_netns, keepalive};
+use crate::sys::{has_no_network, in_netns, keepalive};
 
 const BACKLOG: i32 = 1024;
 
@@ -67,7 +70,29 @@ fn listen(mut address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>>
         let alone = bind(address, false)?;
         address.set_port(alone.local_addr()?.as_socket().map_or(address.port(), |bound| bound.port()));
     }
-    (0..count).map(|_| listen_on(bind(address, count > 1)?)).collect()
+    let listeners =
+        (0..count).map(|_| listen_on(bind(address, count > 1)?)).collect::<io::Result<Vec<_>>>()?;
+    if count > 1 && address.ip().is_loopback() {
+        deal_by_processor(&listeners);
+    }
+    Ok(listeners)
+}
+
+/// What apps of one processor open goes to one thread: that of an app is warm for the next one too. Otherwise the kernel deals by a
+/// hash of the ports, as it does on failure.
+fn deal_by_processor(listeners: &[TcpListener]) {
+    const SKF_AD_CPU: i32 = libc::SKF_AD_OFF + libc::SKF_AD_CPU;
+    let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, SKF_AD_CPU as u32),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, listeners.len() as u32),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    let Some(last) = listeners.last() else { return };
+    if let Err(error) = setsockopt(last, AttachReusePortCbpf, &program) {
+        tracing::debug!(%error, "connections are not dealt to threads by processor");
+    }
 }
 
 fn listen_on(socket: Socket) -> io::Result<TcpListener> {
@@ -82,8 +107,11 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    socket.set_tcp_nodelay(true)?; // accepted sockets inherit this and the next
+    socket.set_tcp_nodelay(true)?; // accepted sockets inherit this and the next ones
     socket.set_tcp_keepalive(&keepalive())?;
+    if address.ip().is_loopback() {
+        has_no_network(&socket);
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }

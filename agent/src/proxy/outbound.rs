@@ -13,6 +13,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::busy_poll;
+use super::habits::Habits;
 use super::open::Count;
 use super::pod::Pod;
 use super::relay::{Fault, relay};
@@ -30,6 +32,7 @@ pub(super) async fn run(pod: Arc<Pod>, listener: TcpListener) {
             accepted = next(&listener, &pod.info.name) => accepted,
             () = pod.stop.cancelled() => return,
         };
+        busy_poll::heard();
         pod.tasks.spawn(serve(pod.clone(), tcp, app));
     }
 }
@@ -55,6 +58,7 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
     let entry = pod.shared.open.enter(flow.clone());
     pod.shared.mesh.report(flow.clone());
 
+    busy_poll::heard();
     let Tunnel { send, recv, slot } = tunnel;
     let end = async {
         if let Some(error) = broken {
@@ -121,6 +125,7 @@ async fn open(
     };
     let last = hops.len().min(TRIES);
     let mut first = FirstWords::of(tcp);
+    first.come(&pod.clients, flow.target.port()).await;
     for (n, hop) in hops.into_iter().take(TRIES).enumerate() {
         match through(pod, &hop, &mut flow, (app.port(), &mut first)).await {
             Ok(tunnel) => {
@@ -157,9 +162,27 @@ impl<'a> FirstWords<'a> {
         Self { tcp, taken: Bytes::new(), broken: None }
     }
 
+    /// Waits for something, for a moment: connect() may have woken this thread before the app could go on.
+    async fn come(&mut self, habits: &Habits, port: u16) {
+        self.so_far();
+        if self.is_silent() && habits.is_at_once(port) {
+            let come = busy_poll::ask(|| {
+                self.so_far();
+                !self.is_silent()
+            });
+            if come.await == Some(false) {
+                habits.was_not_at_once(port);
+            }
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.taken.is_empty() && self.broken.is_none()
+    }
+
     /// The same once there was something, for a tunnel that is tried again.
     fn so_far(&mut self) -> Bytes {
-        if self.taken.is_empty() && self.broken.is_none() {
+        if self.is_silent() {
             let mut buffer = [0; Self::MOST];
             // Not by way of tokio, which has not asked yet what the socket is ready for.
             match recv(self.tcp.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
@@ -226,8 +249,8 @@ fn request(pod: &Pod, flow: &TunnelFlow) -> http::Result<Request<()>> {
     let mut request = Request::builder()
         .method(Method::CONNECT)
         .uri(authority(flow.target))
-        .header(FORWARDED, forwarded(flow.client, host.as_deref()))
-        .header("traceparent", trace);
+        .header(FORWARDED, once(&forwarded(flow.client, host.as_deref()))?)
+        .header("traceparent", once(&trace)?);
     let baggage = pod.info.baggage.get();
     if !baggage.is_empty()
         && let Ok(baggage) = HeaderValue::from_str(&baggage)
@@ -235,4 +258,11 @@ fn request(pod: &Pod, flow: &TunnelFlow) -> http::Result<Request<()>> {
         request = request.header("baggage", baggage);
     }
     request.body(())
+}
+
+/// A value that is never said again: it is to take no room in the peer's table (RFC 7541, 6.2.3).
+fn once(text: &str) -> http::Result<HeaderValue> {
+    let mut value = HeaderValue::from_str(text)?;
+    value.set_sensitive(true);
+    Ok(value)
 }

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::habits::Habits;
 use super::ports::LocalPorts;
 use super::{PodListeners, Shared, inbound, outbound};
 use crate::identity::SpiffeId;
@@ -76,6 +77,9 @@ pub(super) struct Pod {
     pub(super) opening: Mutex<std::collections::HashSet<SocketAddr>>,
     /// For those connections.
     pub(super) ports: LocalPorts,
+    /// How soon its apps say something, by the port that they connect to, and by their own.
+    pub(super) clients: Habits,
+    pub(super) servers: Habits,
 }
 
 /// Serves a pod until `stop`; then accepts no more, sends GOAWAY on its HBONE connections, and resets what is still open
@@ -101,6 +105,8 @@ pub fn serve_pod(
         stop,
         kill: CancellationToken::new(),
         opening: Mutex::default(),
+        clients: Habits::default(),
+        servers: Habits::default(),
     });
     let runtimes = pod.shared.workers.runtimes();
     for (set, runtime) in listeners.into_iter().zip(runtimes.iter().cycle()) {

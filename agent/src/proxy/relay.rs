@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use super::busy_poll;
 use super::open::Count;
 use super::socket::reset;
 
@@ -110,6 +111,7 @@ async fn upload(
             }
             let asked = room.min(buffer.capacity());
             let Some(result) = now(read.read_buf(&mut (&mut buffer).limit(asked))).await else { break };
+            busy_poll::heard();
             let n = result.map_err(Fault::Tcp)?;
             if n == 0 {
                 return send.send_data(Bytes::new(), true).map_err(Fault::Tunnel);
@@ -157,7 +159,9 @@ async fn download(
     mut count: impl FnMut(u64),
 ) -> Result<(), Fault> {
     loop {
-        match recv.data().await {
+        let next = recv.data().await;
+        busy_poll::heard();
+        match next {
             Some(Ok(mut data)) => {
                 let n = data.len();
                 write.write_all_buf(&mut data).await.map_err(Fault::Tcp)?;
@@ -199,7 +203,7 @@ fn broken<T>(ready: io::Result<T>, read: &ReadHalf<'_>) -> Fault {
 }
 
 /// What `future` says at once, if anything.
-async fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(value) => Poll::Ready(Some(value)),

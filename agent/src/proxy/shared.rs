@@ -35,6 +35,8 @@ pub struct ProxyConfig {
     pub drain: Duration,
     /// Threads that carry tunnels, with their own listeners and HBONE connections. Default 0: the runtime that serves a pod does.
     pub threads: usize,
+    /// How long such a thread waits without sleeping for what is about to come. Default 0: it sleeps at once.
+    pub busy_poll: Duration,
     /// Windows, limits and timeouts of HBONE.
     pub hbone: HboneConfig,
 }
@@ -50,6 +52,7 @@ impl Default for ProxyConfig {
             connections_per_pod: 8192,
             drain: Duration::from_secs(5),
             threads: 0,
+            busy_poll: Duration::ZERO,
             hbone: HboneConfig::default(),
         }
     }
@@ -81,7 +84,7 @@ impl Shared {
     /// Its threads cannot be started.
     pub fn new(mesh: Arc<dyn Mesh>, certs: CertStore, config: ProxyConfig) -> io::Result<Arc<Self>> {
         let pool = Pools::new(config.threads, &certs, &config.hbone);
-        let workers = Workers::start(config.threads)?;
+        let workers = Workers::start(config.threads, config.busy_poll)?;
         let counters = Counters::default();
         Ok(Arc::new(Self {
             mesh,

@@ -4,9 +4,12 @@
 use std::cell::Cell;
 use std::io;
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
+
+use super::busy_poll;
 
 thread_local! {
     static INDEX: Cell<usize> = const { Cell::new(0) };
@@ -25,10 +28,12 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads; 0: the runtime of whoever serves a pod does it.
-    pub(super) fn start(count: usize) -> io::Result<Self> {
+    /// Starts `count` threads; 0: the runtime of whoever serves a pod does it. `busy_poll`: how long a thread waits for what is about
+    /// to come without sleeping.
+    pub(super) fn start(count: usize, busy_poll: Duration) -> io::Result<Self> {
         let stop = CancellationToken::new();
-        let handles = (0..count).map(|index| start(index, stop.clone())).collect::<io::Result<_>>()?;
+        let handles =
+            (0..count).map(|index| start(index, busy_poll, stop.clone())).collect::<io::Result<_>>()?;
         Ok(Self { handles, stop })
     }
 
@@ -44,12 +49,12 @@ impl Drop for Workers {
     }
 }
 
-fn start(index: usize, stop: CancellationToken) -> io::Result<Handle> {
+fn start(index: usize, busy_poll: Duration, stop: CancellationToken) -> io::Result<Handle> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     thread::Builder::new().name(format!("tunnels-{index}")).spawn(move || {
         INDEX.set(index);
-        runtime.block_on(stop.cancelled());
+        runtime.block_on(busy_poll::run(busy_poll, &stop));
     })?;
     Ok(handle)
 }

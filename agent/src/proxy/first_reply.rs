@@ -1,0 +1,46 @@
+//! What an app says at once goes with the answer to CONNECT, in one record: the peer is woken once, not twice.
+
+use std::time::Duration;
+
+use h2::RecvStream;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::habits::Habits;
+use super::relay::{Fault, now};
+
+/// How long the answer waits for the app at most. The peer's app waits for none of it: its own connection is long open, and what it
+/// has said has arrived.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// More than this is not a request that is answered at once.
+const SMALL: usize = 4 << 10;
+/// Hands on what came with the request, and then waits until the app at `port` has something to say, for a moment. Nothing is read
+/// of it, so nothing can be lost. Returns how many bytes were handed on, and how the app's connection broke, if it did: it will not
+/// say so again.
+pub(super) async fn wait(
+    tcp: &mut TcpStream,
+    recv: &mut RecvStream,
+    habits: &Habits,
+    port: u16,
+) -> (u64, Option<Fault>) {
+    let waiting = recv.flow_control().used_capacity();
+    if waiting == 0 || waiting > SMALL {
+        return (0, None);
+    }
+    let Some(Some(Ok(mut first))) = now(recv.data()).await else { return (0, None) };
+    let length = first.len();
+    if let Err(error) = tcp.write_all_buf(&mut first).await {
+        return (0, Some(Fault::Tcp(error)));
+    }
+    if let Err(error) = recv.flow_control().release_capacity(length) {
+        return (length as u64, Some(Fault::Tunnel(error)));
+    }
+    if length < waiting || recv.is_end_stream() || !habits.is_at_once(port) {
+        return (length as u64, None);
+    }
+    if timeout(PATIENCE, tcp.readable()).await.is_err() {
+        habits.was_not_at_once(port);
+    }
+    (length as u64, None)
+}
