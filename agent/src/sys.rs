@@ -1,5 +1,6 @@
 //! System calls that need care: everything that enters a network namespace.
 
+pub mod congestion;
 pub(crate) mod files;
 pub mod netfilter;
 pub mod netlink;
@@ -92,18 +93,12 @@ pub fn tcp_socket(netns: impl AsFd, address: SocketAddr, to_app: bool) -> io::Re
     socket.set_tcp_nodelay(true)?;
     if to_app {
         socket.set_reuse_address(true)?;
-        has_no_network(&socket);
+        congestion::has_no_network(&socket);
+    } else {
+        congestion::begins_near(&socket);
     }
     socket.bind(&address.into())?;
     Ok(TcpSocket::from_std_stream(socket.into()))
-}
-
-/// Between the agent and an app of the node there is no network. What the node's setting may do about one (BBR's pacing, CUBIC's slow
-/// start that ends at the first delay) halves what the connection carries. Every kernel has Reno.
-pub fn has_no_network(socket: &Socket) {
-    if let Err(error) = socket.set_tcp_congestion(b"reno") {
-        tracing::debug!(%error, "a connection inside a pod keeps the node's congestion control");
-    }
 }
 
 /// What connections to other machines use: 180 s, 180 s, 9 times, as ztunnel. Of an app in a pod of this node the kernel knows when

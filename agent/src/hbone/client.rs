@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Destination, FloodLimit, HboneConfig, ReadAhead, TLS_BUFFER};
 use crate::identity::{CertError, PeerError, Proof, Role, WorkloadCert, explain, explain_later};
+use crate::sys::congestion::knows_its_path;
 use crate::sys::{keepalive, tcp_socket};
 
 /// Between two tries of a pod that refuses.
@@ -168,6 +169,7 @@ async fn dial_once(destination: &Destination, config: &HboneConfig) -> io::Resul
     let tcp = timeout(config.connect_timeout, socket.connect(destination.address))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    knows_its_path(&tcp);
     Ok(tcp)
 }
 

@@ -13,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 use super::flood::PREFACE;
 use super::{FloodLimit, HboneConfig, ReadAhead, TLS_BUFFER};
 use crate::identity::{Finding, PeerError, Proof, Role, SpiffeId, WorkloadCert, explain, spiffe_id};
+use crate::sys::congestion::knows_its_path;
 
 /// How long and how much a refused peer may still send.
 const LINGER: Duration = Duration::from_secs(1);
@@ -54,6 +55,7 @@ pub async fn accept(
     cert: &WorkloadCert,
     config: &HboneConfig,
 ) -> Result<Accepted, HandshakeError> {
+    knows_its_path(&tcp);
     let handshake = async {
         let (settings, finding) = cert.accepting();
         let mut tls = match TlsAcceptor::from(settings).accept(ReadAhead::new(tcp)).into_fallible().await {

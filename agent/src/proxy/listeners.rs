@@ -11,7 +11,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::AttachReusePortCbpf;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::sys::{has_no_network, in_netns, keepalive};
+use crate::sys::congestion::{begins_near, has_no_network};
+use crate::sys::{in_netns, keepalive};
 
 const BACKLOG: i32 = 1024;
 
@@ -111,6 +112,8 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     socket.set_tcp_keepalive(&keepalive())?;
     if address.ip().is_loopback() {
         has_no_network(&socket);
+    } else {
+        begins_near(&socket);
     }
     socket.bind(&address.into())?;
     Ok(socket)
