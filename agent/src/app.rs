@@ -175,7 +175,7 @@ fn busy_poll() -> Duration {
         .map_or(0, |set| (0..CpuSet::count()).filter(|n| set.is_set(*n).unwrap_or_default()).count());
     // Knows of the limit.
     let usable = std::thread::available_parallelism().map_or(1, usize::from);
-    if usable > 1 && usable == processors { Duration::from_micros(200) } else { Duration::ZERO }
+    if usable > 1 && usable == processors { Duration::from_micros(300) } else { Duration::ZERO }
 }
 
 fn open_ca(args: &AgentArgs) -> Result<Ca> {

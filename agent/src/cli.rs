@@ -259,7 +259,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "N", value_parser = threads)]
     pub tunnel_threads: Option<usize>,
     /// How long a thread that carries tunnels waits for what is about to come, in microseconds, without sleeping: round trips take
-    /// about half the time, on processors that would else be idle; 0: it sleeps at once [default: 200, but 0 with a limit of
+    /// about half the time, on processors that would else be idle; 0: it sleeps at once [default: 300, but 0 with a limit of
     /// processor time, or one processor]
     #[arg(long, env = "CULVERT_BUSY_POLL", value_name = "MICROSECONDS", value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub busy_poll: Option<u64>,

@@ -76,7 +76,7 @@ pub(super) fn read(
 
 /// Events gather for so long before they are read again: the kernel wakes the agent for the first one only, not once or more for
 /// each connection. The ring holds some 25,000.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(10);
 
 /// Whether events can be read. Flow records and the ends of connections without room depend on it.
 struct Ear {

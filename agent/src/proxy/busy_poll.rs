@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 /// So many in a row must have come soon before it is tried: what comes at random seldom does.
 const CERTAIN: u32 = 8;
 /// What comes soon may take so many times the wait that is worth it: polling, here and at the other end, makes it shorter.
-const HOPE: u32 = 3;
+const HOPE: u32 = 2;
 /// So many waits are looked at together.
 const SAMPLE: u32 = 32;
 /// How long [`ask`] asks.
@@ -141,8 +141,9 @@ pub(super) async fn run(longest: Duration, stop: &CancellationToken) {
             () = &mut stopped => return,
             () = woken() => {}
         }
-        while forecast(|forecast| forecast.goes_on(Instant::now())) {
-            offer();
+        let mut now = Instant::now();
+        while forecast(|forecast| forecast.goes_on(now)) {
+            now = offer(now);
             // The runtime asks the kernel before it comes back here.
             tokio::task::yield_now().await;
         }
@@ -153,11 +154,12 @@ pub(super) async fn run(longest: Duration, stop: &CancellationToken) {
 /// processor has better things to do.
 pub(super) async fn ask(mut done: impl FnMut() -> bool) -> Option<bool> {
     let begun = Instant::now();
-    while begun.elapsed() < MOMENT {
-        if forecast(|forecast| forecast.longest.is_zero() || forecast.is_resting(Instant::now())) {
+    let mut now = begun;
+    while now.saturating_duration_since(begun) < MOMENT {
+        if forecast(|forecast| forecast.longest.is_zero() || forecast.is_resting(now)) {
             return None;
         }
-        offer();
+        now = offer(now);
         tokio::task::yield_now().await;
         if done() {
             return Some(true);
@@ -166,13 +168,14 @@ pub(super) async fn ask(mut done: impl FnMut() -> bool) -> Option<bool> {
     Some(false)
 }
 
-/// Lets others have the processor.
-fn offer() {
-    let offered = Instant::now();
+/// Lets others have the processor, `since` something went before. Returns the time.
+fn offer(since: Instant) -> Instant {
     thread::yield_now();
-    if offered.elapsed() > WANTED {
-        forecast(|forecast| forecast.give_up(Instant::now()));
+    let now = Instant::now();
+    if now.saturating_duration_since(since) > WANTED {
+        forecast(|forecast| forecast.give_up(now));
     }
+    now
 }
 
 /// Until [`heard`] says so.
