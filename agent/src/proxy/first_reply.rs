@@ -39,8 +39,6 @@ pub(super) async fn wait(
     if length < waiting || recv.is_end_stream() || !habits.is_at_once(port) {
         return (length as u64, None);
     }
-    if timeout(PATIENCE, tcp.readable()).await.is_err() {
-        habits.was_not_at_once(port);
-    }
+    habits.learn(port, timeout(PATIENCE, tcp.readable()).await.is_ok());
     (length as u64, None)
 }

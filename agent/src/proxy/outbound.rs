@@ -170,8 +170,8 @@ impl<'a> FirstWords<'a> {
                 self.so_far();
                 !self.is_silent()
             });
-            if come.await == Some(false) {
-                habits.was_not_at_once(port);
+            if let Some(came) = come.await {
+                habits.learn(port, came);
             }
         }
     }
