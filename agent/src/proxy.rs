@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use culvert_common::{Decision, OriginalDst, Reason};
 
+pub use busy_poll::polls;
 pub use listeners::{PodListeners, open, open_at};
 pub use open::{OpenTunnel, OpenTunnels};
 pub use pod::{Baggage, PodProxy, serve_pod};

@@ -5,6 +5,8 @@
 mod abuse;
 #[path = "hbone/crowd.rs"]
 mod crowd;
+#[path = "hbone/first_reply.rs"]
+mod first_reply;
 #[path = "hbone/first_words.rs"]
 mod first_words;
 #[path = "hbone/goaway.rs"]

@@ -86,6 +86,7 @@ impl View for Published {
             open_tunnels: figure(&counters.outbound_open) + figure(&counters.inbound_open),
             peer_connections: figure(&counters.inbound_connections),
             handshakes_failed: figure(&counters.handshakes_failed),
+            busy_polls: crate::proxy::polls(),
             turned_away: figure(&counters.inbound_turned_away),
             abused: figure(&counters.inbound_abused),
             enrolled_pods: count("enrolled"),

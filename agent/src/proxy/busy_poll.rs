@@ -3,11 +3,12 @@
 //! Sleeping costs little and being woken does not: 10 to 40 µs when the processor is idle, more so in a virtual machine, and a round
 //! trip through a tunnel has six of them where plain TCP has two. So where one thing after the other has come soon for a while, the
 //! thread asks the kernel for the next again and again, and offers the processor to others each time. It keeps off for a while when
-//! it had to wait longer than it should on average, and when somebody else needs the processor.
+//! it had to wait longer than it should on average, and when the processor has other things to do.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ const HOPE: u32 = 2;
 const SAMPLE: u32 = 32;
 /// How long [`ask`] asks.
 const MOMENT: Duration = Duration::from_micros(100);
-/// When others keep the processor for so long, it is not idle.
+/// When it takes so long until the thread polls again, the processor has other things to do: other threads, or what this one carries.
 const WANTED: Duration = Duration::from_micros(500);
 /// How long nothing is polled for after it did not pay; twice that the next time, and so on.
 const FIRST_REST: Duration = Duration::from_millis(50);
@@ -108,6 +109,14 @@ impl Forecast {
     }
 }
 
+/// By all threads.
+static POLLS: AtomicU64 = AtomicU64::new(0);
+
+/// How often the threads of this process have asked for the next thing, and not slept. Once takes about a microsecond.
+pub fn polls() -> u64 {
+    POLLS.load(Ordering::Relaxed)
+}
+
 thread_local! {
     static FORECAST: Cell<Forecast> = const { Cell::new(Forecast::new(Duration::ZERO)) };
     /// Of [`run`], while it sleeps.
@@ -143,6 +152,7 @@ pub(super) async fn run(longest: Duration, stop: &CancellationToken) {
         }
         let mut now = Instant::now();
         while forecast(|forecast| forecast.goes_on(now)) {
+            POLLS.fetch_add(1, Ordering::Relaxed);
             now = offer(now);
             // The runtime asks the kernel before it comes back here.
             tokio::task::yield_now().await;

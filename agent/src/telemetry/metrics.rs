@@ -26,6 +26,8 @@ pub struct Metrics {
     pub peer_connections: u64,
     /// TLS or HTTP/2 handshakes of peers that failed.
     pub handshakes_failed: u64,
+    /// [`crate::proxy::polls`].
+    pub busy_polls: u64,
     /// HBONE connections turned away: their address or the pod had its share.
     pub turned_away: u64,
     /// HBONE connections ended because the peer broke HTTP/2's rules or a limit.
@@ -111,6 +113,12 @@ impl Metrics {
                 "counter",
                 "HBONE connections to other workloads that were opened.",
                 self.pool_opened,
+            ),
+            (
+                "culvert_busy_polls_total",
+                "counter",
+                "How often threads that carry tunnels asked for more and did not sleep (--busy-poll); about a microsecond each.",
+                self.busy_polls,
             ),
             (
                 "culvert_flow_events_total",
