@@ -151,7 +151,7 @@ pub(super) async fn run(longest: Duration, stop: &CancellationToken) {
             () = woken() => {}
         }
         let mut now = Instant::now();
-        while forecast(|forecast| forecast.goes_on(now)) {
+        while !stop.is_cancelled() && forecast(|forecast| forecast.goes_on(now)) {
             POLLS.fetch_add(1, Ordering::Relaxed);
             now = offer(now);
             // The runtime asks the kernel before it comes back here.
