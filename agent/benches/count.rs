@@ -14,11 +14,18 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
 use culvert::control::{Update, manifests};
-use culvert::hbone::{authority, baggage, client_port, forwarded, parse_authority};
+use culvert::hbone::{HboneConfig, authority, baggage, client_port, forwarded, parse_authority};
 use culvert::identity::SpiffeId;
 use culvert::model::{Mesh, Settings, World};
 use culvert::policy::{Interner, compile};
+use h2::client::SendRequest;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::header::FORWARDED;
+use http::{Method, Request, Response};
+use tokio::runtime::Runtime;
 
 const NAMESPACES: usize = 20;
 const APPS: usize = 50;
@@ -27,7 +34,7 @@ const WORKLOADS: usize = 1000;
 /// A part: its name, what it does, how often [`measured`] does it, and itself.
 type Part = (&'static str, &'static str, u64, fn(u64));
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 11] = [
     ("decide", "a verdict from compiled tables", 100_000, decide),
     ("decide-by-address", "a verdict where the policy asks for addresses", 100_000, decide_by_address),
     ("compile-100", "100 policies, 1000 workloads, from nothing", 1, |n| compile_all(100, n)),
@@ -36,6 +43,11 @@ const PARTS: [Part; 8] = [
     ("read-2000", "2000 policies read from text", 1, read),
     ("write-headers", "authority, forwarded and baggage of a CONNECT", 10_000, write_headers),
     ("read-headers", "authority and forwarded of a CONNECT", 10_000, read_headers),
+    ("open-tunnel", "a tunnel opened and ended, HTTP/2 at both ends, no TLS", 2_000, open_tunnel),
+    ("frame-64", "64 B there and back on a tunnel, HTTP/2 at both ends, no TLS", 5_000, |n| echo(64, n)),
+    ("frame-256k", "256 KiB there and back on a tunnel, HTTP/2 at both ends, no TLS", 50, |n| {
+        echo(256 << 10, n)
+    }),
 ];
 
 fn main() -> Result<()> {
@@ -191,6 +203,76 @@ fn read_headers(times: u64) {
         let target: Option<SocketAddr> = parse_authority(black_box("10.244.2.9:8080"));
         let header = black_box("for=\"10.244.1.7:41000\";host=orders.shop.svc.cluster.local");
         black_box((target, client_port(header, peer)));
+    });
+}
+
+/// Two ends of an HBONE connection over a pipe in memory. The server sends back what it gets.
+fn connection() -> (Runtime, SendRequest<Bytes>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let send = runtime.block_on(async {
+        let (here, there) = tokio::io::duplex(4 << 20);
+        tokio::spawn(async move {
+            let mut server = HboneConfig::default().server(there).await.expect("a server");
+            while let Some(Ok((request, respond))) = server.accept().await {
+                tokio::spawn(send_back(request.into_body(), respond));
+            }
+        });
+        let (send, connection) = HboneConfig::default().client(here).await.expect("a client");
+        tokio::spawn(connection);
+        send
+    });
+    (runtime, send)
+}
+
+async fn send_back(mut recv: RecvStream, mut respond: SendResponse<Bytes>) {
+    let mut send = respond.send_response(Response::new(()), false).expect("an answer");
+    while let Some(Ok(data)) = recv.data().await {
+        recv.flow_control().release_capacity(data.len()).expect("a window");
+        // The last one is empty. An empty one that is not the last is what h2 takes few of.
+        if !data.is_empty() {
+            send.send_data(data, false).expect("a tunnel");
+        }
+    }
+    send.send_data(Bytes::new(), true).expect("a tunnel");
+}
+
+async fn tunnel(send: &SendRequest<Bytes>, client: u64) -> (SendStream<Bytes>, RecvStream) {
+    let target = "10.244.2.9:8080".parse().expect("an address");
+    let client = SocketAddr::from(([10, 244, 1, 7], 40_000 + (client % 20_000) as u16));
+    let request = Request::builder().method(Method::CONNECT).uri(authority(target));
+    let request = request.header(FORWARDED, forwarded(client, None)).body(()).expect("a request");
+    let mut send = send.clone().ready().await.expect("a connection");
+    let (response, send) = send.send_request(request, false).expect("a request");
+    (send, response.await.expect("an answer").into_body())
+}
+
+fn open_tunnel(times: u64) {
+    let (runtime, send) = connection();
+    measured(times, |n| {
+        runtime.block_on(async {
+            let (mut send, mut recv) = tunnel(&send, n).await;
+            send.send_data(Bytes::new(), true).expect("a tunnel");
+            while let Some(Ok(data)) = recv.data().await {
+                black_box(data);
+            }
+        });
+    });
+}
+
+fn echo(size: usize, times: u64) {
+    let (runtime, send) = connection();
+    let (mut send, mut recv) = runtime.block_on(tunnel(&send, 0));
+    let data = Bytes::from(vec![7; size]);
+    measured(times, |_| {
+        runtime.block_on(async {
+            send.send_data(data.clone(), false).expect("a tunnel");
+            let mut missing = size;
+            while missing > 0 {
+                let data = recv.data().await.expect("an answer").expect("a tunnel");
+                recv.flow_control().release_capacity(data.len()).expect("a window");
+                missing -= data.len();
+            }
+        });
     });
 }
 

@@ -8,6 +8,7 @@ mod baggage;
 mod client;
 mod flood;
 mod headers;
+mod http2;
 mod ping;
 mod pool;
 mod read_ahead;

@@ -124,26 +124,12 @@ pub(super) async fn connect(
         }
         tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         let proof = cert.proof(tls.get_ref().1.peer_certificates(), Role::Server);
-        let tls = FloodLimit::new(tls, config.idle_frames, 0);
-        let (send, connection) =
-            builder(config).handshake(tls).await.map_err(|error| broken(explain_h2(&error)))?;
+        let (send, connection) = config.client(tls).await.map_err(|error| broken(explain_h2(&error)))?;
         Ok(Opened { send, connection, proof })
     };
     timeout(config.handshake_timeout, handshake).await.unwrap_or_else(|_| {
         Err(broken(format!("no TLS and HTTP/2 handshake within {:?}", config.handshake_timeout)))
     })
-}
-
-fn builder(config: &HboneConfig) -> h2::client::Builder {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .initial_window_size(config.stream_window)
-        .initial_connection_window_size(config.connection_window())
-        .max_frame_size(config.frame_size)
-        .max_header_list_size(16 << 10)
-        .max_send_buffer_size(config.send_buffer)
-        .enable_push(false);
-    builder
 }
 
 /// A pod that is in the mesh by its label, and refuses, is one whose agent joins it this moment or restarts.

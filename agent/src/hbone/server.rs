@@ -10,7 +10,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::flood::PREFACE;
 use super::{FloodLimit, HboneConfig, ReadAhead, TLS_BUFFER};
 use crate::identity::{Finding, PeerError, Proof, Role, SpiffeId, WorkloadCert, explain, spiffe_id};
 use crate::sys::congestion::knows_its_path;
@@ -71,15 +70,7 @@ pub async fn accept(
         let leaf = shown.and_then(|chain| chain.first());
         let none = || PeerError::NoIdentity("it presented no certificate".to_owned());
         let peer = spiffe_id(leaf.ok_or_else(none)?)?;
-        let connection = h2::server::Builder::new()
-            .initial_window_size(config.stream_window)
-            .initial_connection_window_size(config.connection_window())
-            .max_frame_size(config.frame_size)
-            .max_header_list_size(64 << 10)
-            .max_send_buffer_size(config.send_buffer)
-            .max_concurrent_streams(config.server_streams)
-            .handshake(FloodLimit::new(tls, config.idle_frames, PREFACE))
-            .await?;
+        let connection = config.server(tls).await?;
         Ok(Accepted { peer, proof, connection })
     };
     timeout(config.handshake_timeout, handshake).await.unwrap_or(Err(HandshakeError::Timeout))
