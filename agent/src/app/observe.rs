@@ -226,6 +226,7 @@ impl Observer {
         self.traffic.count(labels, seen.event)
     }
 
+    /// To be asked first: [`Self::is_logged`].
     fn log(&self, snapshot: &Arc<Snapshot>, seen: &Seen) {
         let mut book = lock(&self.book);
         book.turn_to(snapshot);
@@ -313,6 +314,7 @@ fn pair_of(flow: &TunnelFlow, reporter: Reporter) -> Pair {
     between(reporter, ends, flow.requested, proven)
 }
 
+/// Leaves out what the labels do not follow from, so that connections share a pair.
 fn between(
     reporter: Reporter,
     (client, mut server, hop): (IpAddr, SocketAddr, Option<IpAddr>),

@@ -228,11 +228,12 @@ impl Maps {
         found(lock(&self.connections).remove(tuple)).map(drop)
     }
 
-    /// Admits a tuple, or takes its admission back.
+    /// Admits a tuple.
     pub(super) fn put_admission(&self, tuple: &Tuple, admission: Admission) -> io::Result<()> {
         lock(&self.admitted).insert(tuple, admission, 0).map_err(io::Error::other)
     }
 
+    /// Takes the admission back: as it was given, or with the destination's verdict.
     pub(super) fn take_admission(&self, tuple: &Tuple) -> io::Result<Option<Admission>> {
         let mut map = lock(&self.admitted);
         let admission = found(map.get(tuple, 0))?;

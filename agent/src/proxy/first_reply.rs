@@ -15,6 +15,7 @@ use super::relay::{Fault, now};
 const PATIENCE: Duration = Duration::from_millis(1);
 /// More than this is not a request that is answered at once.
 const SMALL: usize = 4 << 10;
+
 /// Hands on what came with the request, and then waits until the app at `port` has something to say, for a moment. Nothing is read
 /// of it, so nothing can be lost. Returns how many bytes were handed on, and how the app's connection broke, if it did: it will not
 /// say so again.
