@@ -9,6 +9,7 @@ mod client;
 mod flood;
 mod headers;
 mod http2;
+mod outbox;
 mod ping;
 mod pool;
 mod read_ahead;
@@ -20,6 +21,7 @@ pub use baggage::baggage;
 pub use client::OpenError;
 pub use flood::FloodLimit;
 pub use headers::{authority, client_port, forwarded, parse_authority};
+pub use outbox::Outbox;
 pub(crate) use pool::REVOKED;
 pub use pool::{Destination, FirstBytes, Pool, Tunnel};
 pub use read_ahead::ReadAhead;
@@ -43,6 +45,8 @@ pub struct HboneConfig {
     pub frame_size: u32,
     /// Bytes that may wait to be sent on one stream. Default 512 KiB.
     pub send_buffer: usize,
+    /// Bytes that may wait to be sent on one connection, of all its streams. Default 2 MiB.
+    pub outbox: usize,
     /// Streams that a peer may have open on one connection. Default 200.
     pub server_streams: u32,
     /// Frames without content (PING, SETTINGS, empty DATA, …) that a peer may send within a second. Default 1000; who sends more
@@ -84,6 +88,7 @@ impl Default for HboneConfig {
             stream_window: 512 << 10,
             frame_size: 1 << 20,
             send_buffer: 512 << 10,
+            outbox: 2 << 20,
             server_streams: 200,
             idle_frames: 1000,
             client_streams: 100,

@@ -14,7 +14,7 @@ use http::{Request, StatusCode};
 use tokio::time::timeout;
 
 use super::client::{self, Opened, explain_h2};
-use super::{HboneConfig, OpenError, REASON_HEADER};
+use super::{HboneConfig, OpenError, Outbox, REASON_HEADER};
 use crate::identity::{CertStore, Expected, Proof, SpiffeId};
 
 /// Why a connection ends whose peer is on a revocation list.
@@ -52,6 +52,8 @@ pub struct Tunnel {
     pub send: SendStream<Bytes>,
     /// From the peer.
     pub recv: RecvStream,
+    /// What waits to be sent to the peer, of all tunnels.
+    pub outbox: Outbox,
     /// Its share of the connection.
     pub(crate) slot: Slot,
 }
@@ -102,6 +104,7 @@ struct Entry {
 
 struct Connection {
     send: SendRequest<Bytes>,
+    outbox: Outbox,
     tunnels: AtomicUsize,
     dead: AtomicBool,
     idle_since: Mutex<Instant>,
@@ -244,7 +247,8 @@ impl Pool {
             }
         };
         if response.status() == StatusCode::OK {
-            return Ok(Tunnel { send, recv: response.into_body(), slot });
+            let outbox = slot.0.outbox.clone();
+            return Ok(Tunnel { send, recv: response.into_body(), outbox, slot });
         }
         let reason = response.headers().get(REASON_HEADER).and_then(|value| value.to_str().ok());
         Err(OpenError::Refused {
@@ -302,6 +306,7 @@ impl Pool {
     fn add(&self, entry: &Arc<Entry>, key: Key, opened: Opened, not_after: SystemTime) -> Slot {
         let connection = Arc::new(Connection {
             send: opened.send,
+            outbox: Outbox::new(self.inner.config.outbox),
             tunnels: AtomicUsize::new(1),
             dead: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),

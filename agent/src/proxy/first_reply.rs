@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::habits::Habits;
-use super::relay::{Fault, now};
+use super::relay::{Before, Fault, now};
 
 /// How long the answer waits for the app at most. The peer's app waits for none of it: its own connection is long open, and what it
 /// has said has arrived.
@@ -17,29 +17,26 @@ const PATIENCE: Duration = Duration::from_millis(1);
 const SMALL: usize = 4 << 10;
 
 /// Hands on what came with the request, and then waits until the app at `port` has something to say, for a moment. Nothing is read
-/// of it, so nothing can be lost. Returns how many bytes were handed on, and how the app's connection broke, if it did: it will not
-/// say so again.
-pub(super) async fn wait(
-    tcp: &mut TcpStream,
-    recv: &mut RecvStream,
-    habits: &Habits,
-    port: u16,
-) -> (u64, Option<Fault>) {
+/// of it, so nothing can be lost.
+pub(super) async fn wait(tcp: &mut TcpStream, recv: &mut RecvStream, habits: &Habits, port: u16) -> Before {
+    let mut before = Before::default();
     let waiting = recv.flow_control().used_capacity();
     if waiting == 0 || waiting > SMALL {
-        return (0, None);
+        return before;
     }
-    let Some(Some(Ok(mut first))) = now(recv.data()).await else { return (0, None) };
+    let Some(Some(Ok(mut first))) = now(recv.data()).await else { return before };
     let length = first.len();
     if let Err(error) = tcp.write_all_buf(&mut first).await {
-        return (0, Some(Fault::Tcp(error)));
+        before.broken = Some(Fault::Tcp(error));
+        return before;
     }
+    before.from_tunnel = length as u64;
     if let Err(error) = recv.flow_control().release_capacity(length) {
-        return (length as u64, Some(Fault::Tunnel(error)));
+        before.broken = Some(Fault::Tunnel(error));
+        return before;
     }
-    if length < waiting || recv.is_end_stream() || !habits.is_at_once(port) {
-        return (length as u64, None);
+    if length == waiting && !recv.is_end_stream() && habits.is_at_once(port) {
+        habits.learn(port, timeout(PATIENCE, tcp.readable()).await.is_ok());
     }
-    habits.learn(port, timeout(PATIENCE, tcp.readable()).await.is_ok());
-    (length as u64, None)
+    before
 }

@@ -23,11 +23,13 @@ use super::first_reply;
 use super::guests::{Guest, Guests, Limits};
 use super::open::Count;
 use super::pod::Pod;
-use super::relay::{Fault, relay};
+use super::relay::{Before, Fault, Stream, relay};
 use super::request::{Refusal, check};
 use super::socket::{connect_app, next, reset};
 use super::{Counters, Side, Stage, TunnelFlow};
-use crate::hbone::{Accepted, HandshakeError, REASON_HEADER, REVOKED, accept, client_port, parse_authority};
+use crate::hbone::{
+    Accepted, HandshakeError, Outbox, REASON_HEADER, REVOKED, accept, client_port, parse_authority,
+};
 use crate::identity::SpiffeId;
 
 const GONE: &str = "the peer took its request back before the app answered";
@@ -98,6 +100,7 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Refusal> {
 async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
     let Accepted { peer, proof, mut connection } = accepted;
     let revoked = CancellationToken::new();
+    let outbox = Outbox::new(pod.shared.config.hbone.outbox);
     let (config, counters) = (&pod.shared.config.hbone, &pod.shared.counters);
     let _open = Counters::open(&counters.inbound_connections);
     let mut pings = pin!(config.watch_pings(connection.ping_pong()));
@@ -112,7 +115,8 @@ async fn requests(pod: Arc<Pod>, accepted: Accepted, from: SocketAddr) {
                 Some(Ok((request, respond))) => {
                     used = true;
                     busy_poll::heard();
-                    let client = Client { peer: peer.clone(), from, revoked: revoked.clone() };
+                    let client =
+                        Client { peer: peer.clone(), from, revoked: revoked.clone(), outbox: outbox.clone() };
                     pod.tasks.spawn(serve(pod.clone(), client, request, respond));
                 }
                 Some(Err(error)) => {
@@ -163,6 +167,8 @@ struct Client {
     from: SocketAddr,
     /// Its certificate is no longer good.
     revoked: CancellationToken,
+    /// What waits to be sent to it.
+    outbox: Outbox,
 }
 
 async fn serve(
@@ -171,7 +177,7 @@ async fn serve(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
-    let Client { peer, from, revoked } = client;
+    let Client { peer, from, revoked, outbox } = client;
     let start = Instant::now();
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
     let target = parse_authority(authority);
@@ -203,12 +209,15 @@ async fn serve(
         }
     };
     let mut body = request.into_body();
-    let said = tokio::select! {
-        said = first_reply::wait(&mut tcp, &mut body, &pod.servers, flow.target.port()) => said,
-        () = pod.kill.cancelled() => (0, None), // which ends it
+    let before = tokio::select! {
+        before = first_reply::wait(&mut tcp, &mut body, &pod.servers, flow.target.port()) => before,
+        () = pod.kill.cancelled() => Before::default(), // which ends it
     };
     match respond.send_response(Response::new(()), false) {
-        Ok(send) => carry(&pod, tcp, (send, body), flow, (policy, revoked), (start, said)).await,
+        Ok(send) => {
+            let stream = Stream { send, recv: body, outbox };
+            carry(&pod, (tcp, stream), flow, (policy, revoked), (start, before)).await;
+        }
         Err(error) => {
             let text = format!("the peer went away before the answer: {error}");
             refuse(&pod, flow, Decision::refuse(Reason::TunnelFailed), &text);
@@ -257,11 +266,10 @@ fn answer_refusal(respond: &mut SendResponse<Bytes>, refusal: &Refusal) {
 
 async fn carry(
     pod: &Pod,
-    tcp: TcpStream,
-    stream: (h2::SendStream<Bytes>, RecvStream),
+    (tcp, stream): (TcpStream, Stream),
     mut flow: TunnelFlow,
     (policy, revoked): (watch::Receiver<u64>, CancellationToken),
-    (start, (given, broken)): (Instant, (u64, Option<Fault>)),
+    (start, before): (Instant, Before),
 ) {
     let counters = &pod.shared.counters;
     Counters::add(&counters.inbound_opened, 1);
@@ -271,11 +279,7 @@ async fn carry(
     let down = Count { all: &counters.bytes_sent, own: &entry.tunnel.bytes_sent };
     pod.shared.mesh.report(flow.clone());
     let mut refused = None;
-    down.add(given);
     let end = async {
-        if let Some(fault) = broken {
-            return fault.to_string();
-        }
         tokio::select! {
             decision = no_longer_allowed(pod, &flow, policy) => {
                 refused = Some(decision);
@@ -285,7 +289,7 @@ async fn carry(
             () = revoked.cancelled() => REVOKED.to_owned(),
         }
     };
-    let relayed = relay(tcp, stream, (up, down), end).await;
+    let relayed = relay(tcp, stream, (up, down), before, end).await;
     drop(entry);
     flow.stage = Stage::Closed {
         bytes_sent: relayed.from_tunnel,

@@ -17,7 +17,7 @@ use super::busy_poll;
 use super::habits::Habits;
 use super::open::Count;
 use super::pod::Pod;
-use super::relay::{Fault, relay};
+use super::relay::{Before, Fault, Stream, relay};
 use super::socket::{next, reset};
 use super::{Counters, Hop, Side, Stage, TunnelFlow};
 use crate::hbone::{Destination, OpenError, Tunnel, authority, forwarded};
@@ -43,7 +43,7 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
         opened = open(&pod, &tcp, app) => opened,
         () = pod.kill.cancelled() => return reset(tcp),
     };
-    let (tunnel, mut flow, (first, broken)) = match opened {
+    let (tunnel, mut flow, before) = match opened {
         Ok(opened) => opened,
         Err(flow) => {
             tracing::debug!(pod = pod.info.name, target = %flow.target, error = flow.error, "refused");
@@ -59,18 +59,14 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
     pod.shared.mesh.report(flow.clone());
 
     busy_poll::heard();
-    let Tunnel { send, recv, slot } = tunnel;
+    let Tunnel { send, recv, outbox, slot } = tunnel;
     let end = async {
-        if let Some(error) = broken {
-            return Fault::Tcp(error.into()).to_string();
-        }
         pod.kill.cancelled().await;
         "the agent stopped serving the pod".to_owned()
     };
     let up = Count { all: &counters.bytes_sent, own: &entry.tunnel.bytes_sent };
     let down = Count { all: &counters.bytes_received, own: &entry.tunnel.bytes_received };
-    up.add(first);
-    let relayed = relay(tcp, (send, recv), (up, down), end).await;
+    let relayed = relay(tcp, Stream { send, recv, outbox }, (up, down), before, end).await;
     let ended = slot.end();
     drop(slot);
     drop(entry);
@@ -90,7 +86,7 @@ async fn open(
     pod: &Pod,
     tcp: &TcpStream,
     app: SocketAddr,
-) -> Result<(Tunnel, TunnelFlow, Said), Box<TunnelFlow>> {
+) -> Result<(Tunnel, TunnelFlow, Before), Box<TunnelFlow>> {
     let mesh = &pod.shared.mesh;
     let here = SocketAddr::new(app.ip(), OUTBOUND_PORT);
     let mut flow = TunnelFlow {
@@ -132,7 +128,7 @@ async fn open(
                 if n > 0 && !hop.waypoint {
                     mesh.went_elsewhere(pod.info.netns_cookie, flow.requested, flow.target);
                 }
-                return Ok((tunnel, flow, (first.taken.len() as u64, first.broken)));
+                return Ok((tunnel, flow, first.into()));
             }
             Err((_, error, Retry::Safe)) if n + 1 < last => {
                 tracing::debug!(pod = pod.info.name, target = %flow.target, error, "trying another endpoint");
@@ -142,9 +138,6 @@ async fn open(
     }
     Err(flow.refused(Reason::NoEndpoint, "there is nowhere to go").into())
 }
-
-/// How many bytes have gone with the request, and how the app's connection broke meanwhile, if it did.
-type Said = (u64, Option<Errno>);
 
 /// What an app says while its tunnel is being opened.
 struct FirstWords<'a> {
@@ -192,6 +185,16 @@ impl<'a> FirstWords<'a> {
             }
         }
         self.taken.clone()
+    }
+}
+
+impl From<FirstWords<'_>> for Before {
+    fn from(first: FirstWords<'_>) -> Self {
+        Self {
+            to_tunnel: first.taken.len() as u64,
+            broken: first.broken.map(|error| Fault::Tcp(error.into())),
+            ..Self::default()
+        }
     }
 }
 

@@ -1,15 +1,15 @@
 //! Bytes both ways between a TCP socket and an HTTP/2 stream.
 //!
 //! Each end's FIN becomes the other's, each end's reset the other's. A byte is taken from one side only when it can be
-//! given to the other: per tunnel the agent holds one read buffer, the stream's send buffer, and what the peer may send
-//! within the stream's window.
+//! given to the other: per tunnel the agent holds what the peer may send within the stream's window, and per connection what
+//! waits to be sent.
 
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
@@ -20,11 +20,30 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use super::busy_poll;
 use super::open::Count;
 use super::socket::reset;
+use crate::hbone::Outbox;
 
 /// A read starts this small and grows with the traffic: most connections carry little.
 const FIRST_READ: usize = 4 << 10;
 /// Every piece of bulk data wakes the other agent and its app: larger ones carry half as much again as 64 KiB do.
 const LARGEST_READ: usize = 256 << 10;
+
+/// A tunnel's place on its connection.
+pub(super) struct Stream {
+    pub(super) send: SendStream<Bytes>,
+    pub(super) recv: RecvStream,
+    pub(super) outbox: Outbox,
+}
+
+/// What went on before the relay began.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    /// Bytes from the socket into the tunnel.
+    pub(super) to_tunnel: u64,
+    /// Bytes from the tunnel into the socket.
+    pub(super) from_tunnel: u64,
+    /// What has broken the tunnel. A socket tells it once: to the relay it would look like an orderly end.
+    pub(super) broken: Option<Fault>,
+}
 
 /// What went through a tunnel.
 pub(super) struct Relayed {
@@ -64,18 +83,25 @@ impl fmt::Display for Fault {
 /// Bytes are counted as they go: into the tunnel, out of it.
 pub(super) async fn relay(
     mut tcp: TcpStream,
-    (mut send, mut recv): (SendStream<Bytes>, RecvStream),
+    mut stream: Stream,
     (to_tunnel, from_tunnel): (Count<'_>, Count<'_>),
+    before: Before,
     end: impl Future<Output = String>,
 ) -> Relayed {
-    let heard = AtomicBool::new(false); // all that the peer had to say
-    let result = {
-        let (read, write) = tcp.split();
-        let up = upload(read, &mut send, &heard, |n| to_tunnel.add(n));
-        let down = download(&mut recv, write, &heard, |n| from_tunnel.add(n));
-        tokio::select! {
-            result = async { tokio::try_join!(up, down) } => result.map(|_| ()),
-            why = end => Err(Fault::Ended(why)),
+    to_tunnel.add(before.to_tunnel);
+    from_tunnel.add(before.from_tunnel);
+    let Stream { send, recv, outbox } = &mut stream;
+    let result = match before.broken {
+        Some(fault) => Err(fault),
+        None => {
+            let heard = AtomicBool::new(false); // all that the peer had to say
+            let (read, write) = tcp.split();
+            let up = upload(read, (send, outbox), &heard, |n| to_tunnel.add(n));
+            let down = download(recv, write, &heard, |n| from_tunnel.add(n));
+            tokio::select! {
+                result = async { tokio::try_join!(up, down) } => result.map(|_| ()),
+                why = end => Err(Fault::Ended(why)),
+            }
         }
     };
     if let Err(fault) = &result {
@@ -89,7 +115,7 @@ pub(super) async fn relay(
 
 async fn upload(
     mut read: ReadHalf<'_>,
-    send: &mut SendStream<Bytes>,
+    (send, outbox): (&mut SendStream<Bytes>, &Outbox),
     heard: &AtomicBool,
     mut count: impl FnMut(u64),
 ) -> Result<(), Fault> {
@@ -102,12 +128,20 @@ async fn upload(
         // No buffer is held while nothing comes.
         let mut buffer = BytesMut::new();
         loop {
-            let room = match room(send, &read, size).await? {
+            let room = match now(room(send, outbox, &read, size)).await {
+                Some(room) => room?,
+                None => {
+                    // Nor while the peer takes nothing.
+                    buffer = BytesMut::new();
+                    room(send, outbox, &read, size).await?
+                }
+            };
+            let room = match room {
                 Ok(room) => room,
                 Err(reason) => return stopped(Ok(reason), heard),
             };
             if buffer.capacity() < room.min(size / 2) {
-                buffer.reserve(size);
+                buffer.reserve(room);
             }
             let asked = room.min(buffer.capacity());
             let Some(result) = now(read.read_buf(&mut (&mut buffer).limit(asked))).await else { break };
@@ -120,36 +154,49 @@ async fn upload(
                 size = (size * 4).min(LARGEST_READ);
             }
             count(n as u64);
-            send.send_data(buffer.split().freeze(), false).map_err(Fault::Tunnel)?;
+            send.send_data(outbox.put(buffer.split()), false).map_err(Fault::Tunnel)?;
         }
         send.reserve_capacity(0);
     }
 }
 
-/// Waits until the stream takes something, at most `wanted` bytes: what is read from the app can be sent at once, and a
+/// Waits until the stream takes something, at most `wanted` bytes: what is read from the app can be sent soon, and a
 /// peer that opens no window makes the agent hold nothing. `Err`: the peer reset the stream.
 async fn room(
     send: &mut SendStream<Bytes>,
+    outbox: &Outbox,
     read: &ReadHalf<'_>,
     wanted: usize,
 ) -> Result<Result<usize, Reason>, Fault> {
     send.reserve_capacity(wanted);
     loop {
-        match send.capacity() {
-            0 => {}
-            room => return Ok(Ok(room.min(wanted))),
+        let room = send.capacity();
+        if room > 0 && !outbox.is_full() {
+            return Ok(Ok(room.min(wanted)));
         }
-        let capacity = tokio::select! {
-            capacity = poll_fn(|cx| send.poll_capacity(cx)) => capacity,
-            // While the peer is slow the socket is not read: its reset shows only like this.
+        // While the peer is slow the socket is not read: its reset shows only like this.
+        tokio::select! {
+            reset = poll_fn(|cx| changed(send, room, cx)) => if let Some(reason) = reset? { return Ok(Err(reason)) },
+            () = outbox.room(), if room > 0 => {}
             ready = read.ready(Interest::ERROR) => return Err(broken(ready, read)),
-        };
-        match capacity {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(Fault::Tunnel(error)),
-            None => return poll_fn(|cx| send.poll_reset(cx)).await.map(Err).map_err(Fault::Tunnel),
         }
     }
+}
+
+/// Waits for a reset, and in a stream that has no `room` for some.
+fn changed(
+    send: &mut SendStream<Bytes>,
+    room: usize,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<Reason>, Fault>> {
+    if room == 0 {
+        match ready!(send.poll_capacity(cx)) {
+            Some(Ok(_)) => return Poll::Ready(Ok(None)),
+            Some(Err(error)) => return Poll::Ready(Err(Fault::Tunnel(error))),
+            None => {}
+        }
+    }
+    send.poll_reset(cx).map_ok(Some).map_err(Fault::Tunnel)
 }
 
 async fn download(
