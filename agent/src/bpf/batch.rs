@@ -1,6 +1,8 @@
-//! Whole maps in a few system calls: BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6), which aya does not offer.
-//! Entry by entry a map of 100,000 takes 200,000 calls, and one that changes meanwhile may start over at any of them.
-//! `unsafe` is fenced here.
+//! More than an entry's half in one system call, which aya does not offer.
+//!
+//! Whole maps by BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6): entry by entry a map of 100,000 takes 200,000 calls, and
+//! one that changes meanwhile may start over at any of them. An entry that is taken out of a map by
+//! BPF_MAP_LOOKUP_AND_DELETE_ELEM (hash maps: Linux 5.14). `unsafe` is fenced here.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper for these commands")]
 
 use std::io;
@@ -9,6 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use bytemuck::Pod;
 use nix::libc;
 
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// Entries a call: more than a bucket of any of our hash tables holds.
@@ -25,6 +28,16 @@ struct Attr {
     count: u32,
     map: u32,
     elem_flags: u64,
+    flags: u64,
+}
+
+/// The same for a command on one element.
+#[repr(C)]
+struct ElementAttr {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
     flags: u64,
 }
 
@@ -113,10 +126,31 @@ pub(super) fn write(map: BorrowedFd<'_>, entries: &Entries) -> io::Result<()> {
     bpf(BPF_MAP_UPDATE_BATCH, &mut attr)
 }
 
-fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<()> {
+/// The value under `key` of a hash map, which then no longer has it; `None` when there is none. The types must be the map's.
+///
+/// # Errors
+///
+/// What the kernel said.
+pub(super) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::zeroed();
+    let mut attr = ElementAttr {
+        map: map.as_raw_fd() as u32,
+        padding: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_mut(&mut value) as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `A`: [`Attr`] or [`ElementAttr`], as `command` takes it.
+fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<()> {
     // SAFETY: attr is a bpf_attr of the stated size; its pointers are to buffers that outlive the call and have room for
-    // `count` keys and values of the map's sizes, and for a place in the map.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>()) };
+    // as many keys and values of the map's sizes as it says, and for a place in the map.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -126,10 +126,7 @@ impl Maps {
 
     /// Where a tunnelled connection was going; taken out of the map.
     pub fn take_original_dst(&self, key: LocalKey) -> io::Result<Option<OriginalDst>> {
-        let mut map = lock(&self.original_dst);
-        let Some(value) = found(map.get(&key, 0))? else { return Ok(None) };
-        found(map.remove(&key))?;
-        Ok(Some(value))
+        batch::take(lock(&self.original_dst).map().fd().as_fd(), &key)
     }
 
     /// Announces the real client of a connection that the agent is about to open.

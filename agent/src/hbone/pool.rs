@@ -284,7 +284,8 @@ impl Pool {
         {
             return Err(error);
         }
-        let result = self.connect(destination).await;
+        // Boxed: most tunnels find a connection, and none is to carry the room for opening one along.
+        let result = Box::pin(self.connect(destination)).await;
         *lock(&entry.failure) = result.as_ref().err().cloned();
         entry.attempts.fetch_add(1, Ordering::Release);
         match result {

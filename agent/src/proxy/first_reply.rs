@@ -1,5 +1,6 @@
 //! What an app says at once goes with the answer to CONNECT, in one record: the peer is woken once, not twice.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use h2::RecvStream;
@@ -24,7 +25,7 @@ pub(super) async fn wait(tcp: &mut TcpStream, recv: &mut RecvStream, habits: &Ha
     if waiting == 0 || waiting > SMALL {
         return before;
     }
-    let Some(Some(Ok(mut first))) = now(recv.data()).await else { return before };
+    let Some(Some(Ok(mut first))) = now(pin!(recv.data())).await else { return before };
     let length = first.len();
     if let Err(error) = tcp.write_all_buf(&mut first).await {
         before.broken = Some(Fault::Tcp(error));

@@ -289,7 +289,7 @@ async fn carry(
             () = revoked.cancelled() => REVOKED.to_owned(),
         }
     };
-    let relayed = relay(tcp, stream, (up, down), before, end).await;
+    let relayed = relay(tcp, stream, (up, down), before, pin!(end)).await;
     drop(entry);
     flow.stage = Stage::Closed {
         bytes_sent: relayed.from_tunnel,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -66,7 +67,7 @@ async fn serve(pod: Arc<Pod>, tcp: TcpStream, app: SocketAddr) {
     };
     let up = Count { all: &counters.bytes_sent, own: &entry.tunnel.bytes_sent };
     let down = Count { all: &counters.bytes_received, own: &entry.tunnel.bytes_received };
-    let relayed = relay(tcp, Stream { send, recv, outbox }, (up, down), before, end).await;
+    let relayed = relay(tcp, Stream { send, recv, outbox }, (up, down), before, pin!(end)).await;
     let ended = slot.end();
     drop(slot);
     drop(entry);

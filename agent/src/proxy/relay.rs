@@ -7,7 +7,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
@@ -86,7 +86,7 @@ pub(super) async fn relay(
     mut stream: Stream,
     (to_tunnel, from_tunnel): (Count<'_>, Count<'_>),
     before: Before,
-    end: impl Future<Output = String>,
+    end: Pin<&mut impl Future<Output = String>>,
 ) -> Relayed {
     to_tunnel.add(before.to_tunnel);
     from_tunnel.add(before.from_tunnel);
@@ -94,10 +94,24 @@ pub(super) async fn relay(
     let result = match before.broken {
         Some(fault) => Err(fault),
         None => {
-            let heard = AtomicBool::new(false); // all that the peer had to say
-            let (read, write) = tcp.split();
-            let up = upload(read, (send, outbox), &heard, |n| to_tunnel.add(n));
-            let down = download(recv, write, &heard, |n| from_tunnel.add(n));
+            // All that the peer had to say, all that the app had to.
+            let (heard, said) = (AtomicBool::new(false), AtomicBool::new(false));
+            let (read, mut write) = tcp.split();
+            // Pinned where they are: a future that is handed on takes its room twice.
+            let up = pin!(async {
+                upload(read, (send, outbox), &heard, |n| to_tunnel.add(n)).await?;
+                said.store(true, Ordering::Relaxed);
+                Ok(())
+            });
+            let down = pin!(async {
+                download(recv, &mut write, |n| from_tunnel.add(n)).await?;
+                heard.store(true, Ordering::Relaxed);
+                // Else the socket is closed now, which says it too.
+                if !said.load(Ordering::Relaxed) {
+                    write.shutdown().await.map_err(Fault::Tcp)?;
+                }
+                Ok(())
+            });
             tokio::select! {
                 result = async { tokio::try_join!(up, down) } => result.map(|_| ()),
                 why = end => Err(Fault::Ended(why)),
@@ -128,15 +142,18 @@ async fn upload(
         // No buffer is held while nothing comes.
         let mut buffer = BytesMut::new();
         loop {
-            let room = match now(room(send, outbox, &read, size)).await {
-                Some(room) => room?,
-                None => {
-                    // Nor while the peer takes nothing.
-                    buffer = BytesMut::new();
-                    room(send, outbox, &read, size).await?
+            let room = {
+                let mut room = pin!(room(send, outbox, &read, size));
+                match now(room.as_mut()).await {
+                    Some(room) => room,
+                    None => {
+                        // Nor while the peer takes nothing.
+                        buffer = BytesMut::new();
+                        room.await
+                    }
                 }
             };
-            let room = match room {
+            let room = match room? {
                 Ok(room) => room,
                 Err(reason) => return stopped(Ok(reason), heard),
             };
@@ -144,7 +161,8 @@ async fn upload(
                 buffer.reserve(room);
             }
             let asked = room.min(buffer.capacity());
-            let Some(result) = now(read.read_buf(&mut (&mut buffer).limit(asked))).await else { break };
+            let result = now(pin!(read.read_buf(&mut (&mut buffer).limit(asked)))).await;
+            let Some(result) = result else { break };
             busy_poll::heard();
             let n = result.map_err(Fault::Tcp)?;
             if n == 0 {
@@ -201,8 +219,7 @@ fn changed(
 
 async fn download(
     recv: &mut RecvStream,
-    mut write: WriteHalf<'_>,
-    heard: &AtomicBool,
+    write: &mut WriteHalf<'_>,
     mut count: impl FnMut(u64),
 ) -> Result<(), Fault> {
     loop {
@@ -222,10 +239,7 @@ async fn download(
                     .filter(|_| error.is_reset())
                     .map_or(Fault::Tunnel(error), Fault::Reset));
             }
-            Some(Err(_)) | None => {
-                heard.store(true, Ordering::Relaxed);
-                return write.shutdown().await.map_err(Fault::Tcp);
-            }
+            Some(Err(_)) | None => return Ok(()),
         }
     }
 }
@@ -250,8 +264,7 @@ fn broken<T>(ready: io::Result<T>, read: &ReadHalf<'_>) -> Fault {
 }
 
 /// What `future` says at once, if anything.
-pub(super) async fn now<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
+pub(super) async fn now<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(value) => Poll::Ready(Some(value)),
         Poll::Pending => Poll::Ready(None),
