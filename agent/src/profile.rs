@@ -169,6 +169,8 @@ struct Measured {
     period: u64,
     begun: SystemTime,
     length: Duration,
+    /// The innermost places are the allocator's.
+    of_memory: bool,
     /// The innermost place first.
     stacks: Vec<(Vec<Place>, Vec<i64>)>,
 }
@@ -184,6 +186,7 @@ fn of_cpu(wanted: &CpuProfile, begun: SystemTime, stacks: HashMap<Stack, u64>) -
         period,
         begun,
         length: wanted.length,
+        of_memory: false,
         stacks: stacks.iter().map(|(stack, n)| (cpu::places(stack).collect(), values(*n).to_vec())).collect(),
     }
 }
@@ -206,6 +209,7 @@ fn of_heap(wanted: &HeapProfile, begun: SystemTime, found: Vec<(Arc<[u64]>, heap
         period: u64::from(heap::INTERVAL),
         begun,
         length: wanted.length.unwrap_or_default(),
+        of_memory: true,
         stacks: found
             .iter()
             .map(|(stack, totals)| (stack.iter().map(place).collect(), values(*totals).to_vec()))
@@ -222,8 +226,11 @@ fn write(measured: &Measured, form: Form) -> Result<Vec<u8>, ProfileError> {
     }
 }
 
-/// Without the frames of the allocator, which are at the top of each of its stacks.
-fn told<'a>(stack: &'a [Place], symbols: &Symbols) -> &'a [Place] {
+/// What to show of one of its stacks: not the frames of the allocator, which are at the top of each that it has taken.
+fn told<'a>(measured: &Measured, stack: &'a [Place], symbols: &Symbols) -> &'a [Place] {
+    if !measured.of_memory {
+        return stack;
+    }
     let ours = |place: &Place| {
         let name = symbols.name(*place);
         [
@@ -248,7 +255,8 @@ fn folded(measured: &Measured, symbols: &Symbols) -> String {
     let mut lines: HashMap<String, i64> = HashMap::new();
     for (stack, values) in &measured.stacks {
         // A semicolon stands between names.
-        let names = told(stack, symbols).iter().rev().map(|place| symbols.name(*place).replace(';', ":"));
+        let names =
+            told(measured, stack, symbols).iter().rev().map(|place| symbols.name(*place).replace(';', ":"));
         let value = values.get(measured.main).copied().unwrap_or_default();
         *lines.entry(names.collect::<Vec<_>>().join(";")).or_default() += value;
     }

@@ -130,10 +130,12 @@ fn count(address: usize, size: u64) {
         return DICE.set((left - size, state));
     }
     DICE.set(throw(state));
-    with_table(|table| {
+    unwatched(|| {
+        // Before the lock: walking takes longer than all that is done with it.
         let mut stack = [0; DEEPEST];
         let depth = allocator::stack(&mut stack);
         let stack = stack.get(..depth).unwrap_or_default();
+        let mut table = table();
         let stack = match table.stacks.get_key_value(stack) {
             Some((known, _)) => known.clone(),
             None => Arc::from(stack),
@@ -209,6 +211,15 @@ fn filter(address: usize) -> &'static AtomicU16 {
 
 /// Alone with the table. `None` for what the table itself takes and gives back.
 fn with_table<T>(work: impl FnOnce(&mut Table) -> T) -> Option<T> {
+    unwatched(|| work(&mut table()))
+}
+
+fn table() -> MutexGuard<'static, Table> {
+    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What `work` takes and gives back is not looked at. `None` for what is within such work already.
+fn unwatched<T>(work: impl FnOnce() -> T) -> Option<T> {
     struct Leave;
     impl Drop for Leave {
         fn drop(&mut self) {
@@ -220,8 +231,7 @@ fn with_table<T>(work: impl FnOnce(&mut Table) -> T) -> Option<T> {
         return None;
     }
     let _leave = Leave;
-    let mut table: MutexGuard<'_, Table> = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
-    Some(work(&mut table))
+    Some(work())
 }
 
 #[cfg(test)]

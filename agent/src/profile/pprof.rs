@@ -119,7 +119,8 @@ pub(super) fn write(measured: &Measured, symbols: &Symbols) -> io::Result<Vec<u8
     writer.profile.period_type = Some(writer.kind(measured.period_of));
     writer.add_mappings(symbols);
     for (stack, values) in &measured.stacks {
-        let location_id = told(stack, symbols).iter().map(|place| writer.location(*place, symbols)).collect();
+        let location_id =
+            told(measured, stack, symbols).iter().map(|place| writer.location(*place, symbols)).collect();
         writer.profile.sample.push(Sample { location_id, value: values.clone() });
     }
     let mut profile = writer.profile;
