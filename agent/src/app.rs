@@ -8,6 +8,7 @@ mod events;
 mod explain;
 mod hooks_log;
 mod limits;
+mod memory;
 mod mesh;
 mod neighbours;
 mod node;
@@ -144,6 +145,7 @@ async fn start(args: AgentArgs, log: LogControl) -> Result<()> {
     tracing::info!(version = VERSION, node = args.node, instance = args.instance, after = ?begun.elapsed(), "agent started");
 
     tokio::spawn(notes::follow(publish.subscribe()));
+    tokio::spawn(memory::look_after());
     let node = Node::new(Parts {
         settings,
         pods,

@@ -2,6 +2,7 @@
 
 pub mod congestion;
 pub(crate) mod files;
+pub mod memory;
 pub mod netfilter;
 pub mod netlink;
 pub mod rtnetlink;

@@ -6,14 +6,12 @@ use std::fs;
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 
 use super::exposition::Exposition;
+use crate::sys::memory::of_status;
 
 /// Appends the process's figures; one that cannot be read is left out.
 pub fn render(out: &mut Exposition) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let size = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| (kib * 1024).to_string())
-    };
+    let size = |field: &str| of_status(&status, field).map(|bytes| bytes.to_string());
     let descriptors = fs::read_dir("/proc/self/fd").map(|dir| dir.count().to_string());
     let most = getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft.to_string());
     let seconds = getrusage(UsageWho::RUSAGE_SELF).map(|usage| {

@@ -1,0 +1,44 @@
+//! What a burst of traffic took goes back to the system when it is over.
+
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use tokio::time::MissedTickBehavior;
+
+use crate::sys::memory::{give_back, kept};
+
+/// How often it is looked after.
+const LOOK: Duration = Duration::from_secs(5);
+/// To give back less is not worth it: it would be taken again.
+const SPARE: u64 = 8 << 20;
+/// The agent may have used so much of a processor since the last look: who is busy would wait, and take it again.
+const CALM: Duration = Duration::from_millis(250);
+
+/// Looks after it, for good.
+pub(super) async fn look_after() {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut floor, mut used) = (u64::MAX, Duration::ZERO);
+    loop {
+        looks.tick().await;
+        let before = std::mem::replace(&mut used, processor_time());
+        if used.saturating_sub(before) > CALM {
+            continue;
+        }
+        let Some(now) = kept() else { return };
+        floor = floor.min(now);
+        if now > floor.saturating_add(SPARE) {
+            give_back();
+            floor = kept().unwrap_or(now);
+            tracing::debug!(before = now, after = floor, "memory that was kept for later is given back");
+        }
+    }
+}
+
+/// Of all threads, so far.
+fn processor_time() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF);
+    let micros = usage.map_or(0, |usage| (usage.user_time() + usage.system_time()).num_microseconds());
+    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
