@@ -31,7 +31,7 @@ impl Outbox {
         self.0.waiting.load(Ordering::Acquire) >= self.0.limit
     }
 
-    /// Waits until half of what may wait has gone, when it is full.
+    /// Waits until something may be added, in the order of those who wait.
     pub async fn room(&self) {
         loop {
             let emptied = self.0.emptied.notified();
@@ -64,16 +64,25 @@ impl<T: AsRef<[u8]>> AsRef<[u8]> for Waiting<T> {
 
 impl<T> Drop for Waiting<T> {
     fn drop(&mut self) {
-        let before = self.outbox.waiting.fetch_sub(self.length, Ordering::AcqRel);
-        let half = self.outbox.limit / 2;
-        if before > half && before - self.length <= half {
-            self.outbox.emptied.notify_waiters();
+        let Inner { limit, waiting, emptied } = &*self.outbox;
+        let before = waiting.fetch_sub(self.length, Ordering::AcqRel);
+        let after = before - self.length;
+        if before <= limit / 2 {
+            return;
+        }
+        if after <= limit / 2 {
+            // Whoever was woken may have had nothing to add: at the latest now it is everybody's turn.
+            emptied.notify_waiters();
+        } else if after < *limit {
+            // Not later: those who add all the time would keep it from emptying, and the others from adding.
+            emptied.notify_one();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::time::Duration;
 
     use bytes::BytesMut;
@@ -82,22 +91,44 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_full_outbox_has_room_again_when_half_of_it_has_gone() {
+    async fn who_waits_for_room_has_it_in_turn_while_others_go_on_adding() {
+        let outbox = Outbox::new(100);
+        let mut pieces: VecDeque<_> = (0..10).map(|_| outbox.put(vec![7; 10])).collect();
+        assert!(outbox.is_full());
+        let mut turns = Vec::new();
+        let waiter = |outbox: Outbox| async move {
+            outbox.room().await;
+            outbox.put(vec![7; 10])
+        };
+        for _ in 0..3 {
+            turns.push(tokio::spawn(waiter(outbox.clone())));
+            tokio::task::yield_now().await;
+        }
+        for done in 0..3 {
+            assert_eq!(turns.iter().filter(|turn| turn.is_finished()).count(), done);
+            drop(pieces.pop_front());
+            tokio::task::yield_now().await;
+            assert!(turns[done].is_finished() && outbox.is_full(), "{done}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_an_empty_outbox() {
         let outbox = Outbox::new(100);
         let pieces: Vec<_> = (0..10).map(|_| outbox.put(vec![7; 10])).collect();
-        assert!(outbox.is_full());
-        let waiter = tokio::spawn({
-            let outbox = outbox.clone();
-            async move { outbox.room().await }
-        });
+        // They have room in turn, and add nothing.
+        let waiters: Vec<_> = (0..30)
+            .map(|_| {
+                let outbox = outbox.clone();
+                tokio::spawn(async move { outbox.room().await })
+            })
+            .collect();
         tokio::task::yield_now().await;
-        let mut pieces = pieces.into_iter();
-        pieces.by_ref().take(4).for_each(drop);
-        tokio::task::yield_now().await;
-        assert!(!outbox.is_full() && !waiter.is_finished(), "nobody is woken for each piece");
-        drop(pieces.next());
-        timeout(Duration::from_secs(5), waiter).await.unwrap().unwrap();
-        timeout(Duration::from_secs(5), outbox.room()).await.unwrap();
+        drop(pieces);
+        for waiter in waiters {
+            timeout(Duration::from_secs(5), waiter).await.unwrap().unwrap();
+        }
+        assert_eq!(outbox.0.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[test]
