@@ -10,8 +10,8 @@ use crate::sys::memory::{give_back, kept};
 
 /// How often it is looked after.
 const LOOK: Duration = Duration::from_secs(5);
-/// To give back less is not worth it: it would be taken again.
-const SPARE: u64 = 8 << 20;
+/// To give back less than has come since the last time is not worth it: it would be taken again.
+const SPARE: u64 = 1 << 20;
 /// The agent may have used so much of a processor since the last look: who is busy would wait, and take it again.
 const CALM: Duration = Duration::from_millis(250);
 
@@ -19,7 +19,7 @@ const CALM: Duration = Duration::from_millis(250);
 pub(super) async fn look_after() {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut floor, mut used) = (u64::MAX, Duration::ZERO);
+    let (mut floor, mut used) = (0, Duration::ZERO);
     loop {
         looks.tick().await;
         let before = std::mem::replace(&mut used, processor_time());
