@@ -17,7 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::time::TimeValLike;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpSocket;
 
@@ -159,6 +160,13 @@ pub fn boot_time() -> SystemTime {
 /// CLOCK_MONOTONIC, the clock of `bpf_ktime_get_ns()`.
 pub fn since_boot() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
+/// Processor time that this process has used so far, user and system, of all threads.
+pub fn processor_time() -> Option<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    let micros = (usage.user_time() + usage.system_time()).num_microseconds();
+    u64::try_from(micros).ok().map(Duration::from_micros)
 }
 
 /// Waits for a moment; for good when there is none.

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 use tokio::time::MissedTickBehavior;
 
 use crate::sys::memory::{give_back, kept};
+use crate::sys::processor_time;
 
 /// How often it is looked after.
 const LOOK: Duration = Duration::from_secs(5);
@@ -22,7 +21,7 @@ pub(super) async fn look_after() {
     let (mut floor, mut used) = (0, Duration::ZERO);
     loop {
         looks.tick().await;
-        let before = std::mem::replace(&mut used, processor_time());
+        let before = std::mem::replace(&mut used, processor_time().unwrap_or_default());
         if used.saturating_sub(before) > CALM {
             continue;
         }
@@ -34,11 +33,4 @@ pub(super) async fn look_after() {
             tracing::debug!(before = now, after = floor, "memory that was kept for later is given back");
         }
     }
-}
-
-/// Of all threads, so far.
-fn processor_time() -> Duration {
-    let usage = getrusage(UsageWho::RUSAGE_SELF);
-    let micros = usage.map_or(0, |usage| (usage.user_time() + usage.system_time()).num_microseconds());
-    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }

@@ -232,10 +232,7 @@ impl Maps {
 
     /// Takes the admission back: as it was given, or with the destination's verdict.
     pub(super) fn take_admission(&self, tuple: &Tuple) -> io::Result<Option<Admission>> {
-        let mut map = lock(&self.admitted);
-        let admission = found(map.get(tuple, 0))?;
-        found(map.remove(tuple))?;
-        Ok(admission)
+        batch::take(lock(&self.admitted).map().fd().as_fd(), tuple)
     }
 
     /// The row of the kernel's policy table that decides, with its key: what the programs find at this moment.

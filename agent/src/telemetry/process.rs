@@ -3,10 +3,11 @@
 use std::fmt::Write;
 use std::fs;
 
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::exposition::Exposition;
 use crate::sys::memory::of_status;
+use crate::sys::processor_time;
 
 /// Appends the process's figures; one that cannot be read is left out.
 pub fn render(out: &mut Exposition) {
@@ -14,17 +15,13 @@ pub fn render(out: &mut Exposition) {
     let size = |field: &str| of_status(&status, field).map(|bytes| bytes.to_string());
     let descriptors = fs::read_dir("/proc/self/fd").map(|dir| dir.count().to_string());
     let most = getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft.to_string());
-    let seconds = getrusage(UsageWho::RUSAGE_SELF).map(|usage| {
-        let (user, system) = (usage.user_time(), usage.system_time());
-        let micros = (user.tv_sec() + system.tv_sec()) * 1_000_000 + user.tv_usec() + system.tv_usec();
-        format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000)
-    });
+    let seconds = processor_time().map(|time| format!("{}.{:06}", time.as_secs(), time.subsec_micros()));
     let rows = [
         ("process_resident_memory_bytes", "gauge", "Resident memory.", size("VmRSS:")),
         ("process_virtual_memory_bytes", "gauge", "Virtual memory.", size("VmSize:")),
         ("process_open_fds", "gauge", "Open file descriptors.", descriptors.ok()),
         ("process_max_fds", "gauge", "File descriptors at most.", most.ok()),
-        ("process_cpu_seconds_total", "counter", "Processor time, user and system.", seconds.ok()),
+        ("process_cpu_seconds_total", "counter", "Processor time, user and system.", seconds),
     ];
     for (name, kind, help, value) in rows {
         if let Some(value) = value {
